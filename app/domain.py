@@ -1,0 +1,123 @@
+"""The words of the business as plain values: no stores, no HTTP, no clock."""
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+BookingStatus = Literal["held", "pending_payment", "confirmed", "cancelled", "expired"]
+ResourceKind = Literal["person", "place", "event"]
+SlotStatus = Literal["available", "held", "sold_out", "closed", "past"]
+
+#: The statuses that take places. The same words stand in the partial index, the trigger and every query.
+LIVE: tuple[BookingStatus, ...] = ("held", "pending_payment", "confirmed")
+
+#: Why a slot has no room for a party: the first two may change, `held` within a hold's life.
+UnavailableReason = Literal["held", "booked", "closed", "past"]
+
+
+class SlotFacts(msgspec.Struct, frozen=True):
+    """What never changes about a slot, so that a process may remember it; its venue's hold policy changes rarely."""
+
+    id: UUID
+    venue_id: UUID
+    resource_id: UUID
+    starts_at: datetime
+    ends_at: datetime
+    #: null: the service's default
+    hold_ttl_seconds: int | None
+    #: An extended hold ends at most this long after it was taken.
+    hold_max_seconds: int
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """A slot's counts as Postgres committed them; the higher `version` is the newer truth."""
+
+    slot_id: UUID
+    resource_id: UUID
+    capacity: int
+    available_count: int
+    version: int
+    open: bool
+    starts_at: datetime
+    ends_at: datetime
+
+    @property
+    def booked(self) -> int:
+        return self.capacity - self.available_count
+
+
+class Room(msgspec.Struct, frozen=True):
+    """A slot's counts with its holds: what can be taken right now."""
+
+    capacity: int
+    booked: int
+    held: int
+    open: bool
+
+    @property
+    def available(self) -> int:
+        return max(0, self.capacity - self.booked - self.held)
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A slot as Postgres knows it, with the names people read. `version` orders its changes."""
+
+    id: UUID
+    venue_id: UUID
+    venue: str
+    timezone: str
+    resource_id: UUID
+    resource_name: str
+    starts_at: datetime
+    ends_at: datetime
+    capacity: int
+    available_count: int
+    open: bool
+    #: The resource does one thing at a time, and another of its slots is occupied meanwhile.
+    blocked: bool
+    #: Places of `held` rows: holds taken while Redis was away.
+    held_rows: int
+    version: int
+    price_amount: int | None
+    price_currency: str | None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A temporary claim. `now` is the clock of the store that keeps it: countdowns start there."""
+
+    id: UUID
+    slot_id: UUID
+    quantity: int
+    since: datetime
+    expires_at: datetime
+    now: datetime
+    #: Kept by Postgres, because Redis was away when it was taken.
+    degraded: bool
+    #: An earlier request with the same Idempotency-Key took it.
+    replayed: bool = False
+
+
+class Customer(msgspec.Struct, frozen=True):
+    name: str
+    email: str
+    phone: str | None = None
+
+
+class Booking(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable row. `available_count` is its slot's, after the change that this value tells of."""
+
+    id: UUID
+    venue_id: UUID
+    slot_id: UUID
+    quantity: int
+    status: BookingStatus
+    customer: Customer | None
+    metadata: dict[str, Any]
+    expires_at: datetime | None
+    created_at: datetime
+    confirmed_at: datetime | None
+    cancelled_at: datetime | None
+    available_count: int
+    replayed: bool = False

@@ -1,0 +1,122 @@
+"""Settings: read from the environment once, checked before anything starts."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+T = TypeVar("T")
+
+MIN_SECRET_LENGTH = 32
+MIN_OPERATOR_KEY_LENGTH = 16
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the text is one line that names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator can decide. Secrets are never shown: `repr` leaves them out."""
+
+    redis_url: str
+    database_url: str
+    operator_key: str
+    #: The first signs tokens, all of them verify: put the new one in front to rotate.
+    secrets: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    #: How long a customer's hold lives when its venue does not say otherwise.
+    hold_ttl_seconds: int = 300
+    #: Demo mode prints its operator key and runs on the bundled servers.
+    demo: bool = False
+    #: An evicting Redis deletes the holds first, silently: only a demo may ignore that.
+    production: bool = False
+
+    def __repr__(self) -> str:
+        return f"Settings(host={self.host!r}, port={self.port}, workers={self.workers})"
+
+
+def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: a variable is missing or has a wrong value.
+    """
+    return Settings(
+        redis_url=_redis_url(_required(environ, "REDIS_URL")),
+        database_url=_database_url(_required(environ, "DATABASE_URL")),
+        operator_key=_long(environ, "HOLDFAST_OPERATOR_KEY", MIN_OPERATOR_KEY_LENGTH),
+        secrets=_secrets(environ),
+        host=environ.get("HOLDFAST_HOST", "127.0.0.1"),
+        port=_integer(environ, "HOLDFAST_PORT", 8000, 1, 65_535),
+        workers=_integer(environ, "HOLDFAST_WORKERS", 1, 1, 64),
+        hold_ttl_seconds=_integer(environ, "HOLDFAST_HOLD_TTL_SECONDS", 300, 1, 86_400),
+        demo=_flag(environ, "HOLDFAST_DEMO"),
+        production=_choice(environ, "HOLDFAST_ENV", "production", ("production", "development", "test")) == "production",
+    )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name, "").strip()
+    if not value:
+        raise SettingsError(f"{name} is not set")
+    return value
+
+
+def _long(environ: Mapping[str, str], name: str, length: int) -> str:
+    value = _required(environ, name)
+    if len(value) < length:
+        raise SettingsError(f"{name} must have at least {length} characters")
+    return value
+
+
+def _secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
+    secrets = tuple(part.strip() for part in _required(environ, "HOLDFAST_SECRET").split(","))
+    if any(len(secret) < MIN_SECRET_LENGTH for secret in secrets):
+        raise SettingsError(f"HOLDFAST_SECRET must have at least {MIN_SECRET_LENGTH} characters, each part of it")
+    return secrets
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    value = _converted(environ, name, default, int, "a whole number")
+    if not low <= value <= high:
+        raise SettingsError(f"{name} must be between {low} and {high}, not {value}")
+    return value
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    return _choice(environ, name, "off", ("on", "off")) == "on"
+
+
+def _choice(environ: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = environ.get(name, "") or default
+    if value not in allowed:
+        raise SettingsError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    return value
+
+
+def _converted(environ: Mapping[str, str], name: str, default: T, convert: Callable[[str], T], form: str) -> T:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return convert(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be {form}, not {text!r}") from None
+
+
+def _redis_url(url: str) -> str:
+    url = url.replace("valkeys://", "rediss://", 1).replace("valkey://", "redis://", 1)
+    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+        raise SettingsError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    return url
+
+
+def _database_url(url: str) -> str:
+    url = url.replace("postgres://", "postgresql://", 1)
+    if urlsplit(url).scheme != "postgresql":
+        raise SettingsError("DATABASE_URL must begin with postgresql://")
+    return url

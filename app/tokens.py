@@ -1,0 +1,93 @@
+"""Signed capabilities: who shows one may act, without a look into a store.
+
+A hold token carries what it grants, so a hold survives a Redis that forgot it. A manage token is derived from its
+booking's id, so a repeated request can be answered word for word; only its hash is stored (reliability.md 6.3).
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import struct
+import time
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+
+_GRANT = struct.Struct(">16s16sIQ")  # hold id, slot id, quantity, expiry in Unix ms
+_SIGNATURE_BYTES = 16  # 128 bits: beyond guessing, and the token stays short enough for a header
+_MAX_TOKEN_LENGTH = 128
+
+
+class HoldGrant(msgspec.Struct, frozen=True):
+    """What a hold token says; true because it is signed."""
+
+    hold_id: UUID
+    slot_id: UUID
+    quantity: int
+    expires_at_ms: int
+
+    @property
+    def expires_at(self) -> datetime:
+        return from_ms(self.expires_at_ms)
+
+
+def from_ms(unix_ms: int) -> datetime:
+    return datetime.fromtimestamp(unix_ms / 1000, tz=UTC)
+
+
+def sign_hold(secrets: tuple[str, ...], grant: HoldGrant) -> str:
+    payload = _GRANT.pack(grant.hold_id.bytes, grant.slot_id.bytes, grant.quantity, grant.expires_at_ms)
+    return base64.urlsafe_b64encode(payload + _mac(secrets[0], b"hold", payload)[:_SIGNATURE_BYTES]).decode()
+
+
+def read_hold(secrets: tuple[str, ...], token: str) -> HoldGrant | None:
+    """Return what the token grants, or None when it is not ours. An expired grant is returned: the store decides."""
+    if len(token) > _MAX_TOKEN_LENGTH:
+        return None
+    try:
+        raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        return None
+    payload, signature = raw[: _GRANT.size], raw[_GRANT.size :]
+    if len(payload) != _GRANT.size:
+        return None
+    if not any(hmac.compare_digest(signature, _mac(s, b"hold", payload)[:_SIGNATURE_BYTES]) for s in secrets):
+        return None
+    hold_id, slot_id, quantity, expires_at_ms = _GRANT.unpack(payload)
+    return HoldGrant(UUID(bytes=hold_id), UUID(bytes=slot_id), quantity, expires_at_ms)
+
+
+def manage_token(secrets: tuple[str, ...], booking_id: UUID) -> str:
+    return base64.urlsafe_b64encode(_mac(secrets[0], b"manage", booking_id.bytes)[:24]).decode()
+
+
+def token_hash(token: str) -> bytes:
+    """What is stored of a manage token. The token has 192 random-looking bits, so one plain hash is enough."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def new_id() -> UUID:
+    """Make a UUIDv7 (RFC 9562): ids made together lie together in every index."""
+    value = int.from_bytes(struct.pack(">Q", time.time_ns() // 1_000_000)[2:] + os.urandom(10), "big")
+    value = value & ~(0xF000 << 64) | 0x7000 << 64
+    value = value & ~(0xC000 << 48) | 0x8000 << 48
+    return UUID(int=value)
+
+
+def id_from_key(scope: str, venue_id: UUID, key: str) -> UUID:
+    """Derive an id (UUIDv8) from an Idempotency-Key, so that a repeated request names the same hold and booking.
+
+    `scope` keeps apart what one client may do under one key on different routes.
+    """
+    digest = hashlib.sha256(b"\0".join((scope.encode(), venue_id.bytes, key.encode()))).digest()
+    value = int.from_bytes(digest[:16], "big")
+    value = value & ~(0xF000 << 64) | 0x8000 << 64
+    value = value & ~(0xC000 << 48) | 0x8000 << 48
+    return UUID(int=value)
+
+
+def _mac(secret: str, purpose: bytes, message: bytes) -> bytes:
+    return hmac.digest(secret.encode(), purpose + b"\0" + message, "sha256")
