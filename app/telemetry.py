@@ -1,0 +1,188 @@
+"""What the service tells about itself: one JSON line and one observation per request, counters, the request id.
+
+Personal data, bodies and headers never reach a log or a label: routes are told by their template, errors by type and
+place. Knows nothing of Litestar; the metrics are plain objects that the engine increments.
+"""
+
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+import structlog
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: From a refused request of a millisecond to what a client's patience bears.
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+REQUESTS = Histogram(
+    "holdfast_http_request_seconds",
+    "Requests by route template; the count is in _count",
+    ("method", "route", "status"),
+    buckets=LATENCY_BUCKETS,
+)
+OUTCOMES = Counter("holdfast_outcomes", "What became of holds and bookings", ("operation", "outcome"))
+#: A healthy Redis refuses first: every one of these is a place that layer 1 would have sold twice. Alert on it.
+BACKSTOP_CONFLICTS = Counter("holdfast_backstop_conflicts", "Refusals by Postgres that Redis had let through")
+DEGRADED = Gauge("holdfast_degraded", "1 while Redis is away", multiprocess_mode="livemax")
+DRIFT = Counter("holdfast_reconcile_drift", "Mirrored slots that differed from Postgres and were repaired")
+MIRROR_LOADS = Counter("holdfast_mirror_loads", "Slots read from Postgres because the mirror did not know them")
+IN_DOUBT = Counter("holdfast_in_doubt", "Commits whose answer was lost and had to be looked up")
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
+#: Asked every few seconds by machines: they would fill the log with nothing.
+_QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+log = structlog.get_logger()
+
+
+def request_id() -> str | None:
+    """Name the request being answered; None outside of one."""
+    return _request_id.get()
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Send every log line, also those of libraries, to stderr as JSON. Repeating it changes nothing."""
+    shared: list[structlog.typing.Processor] = [
+        _add_request_id,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _tell_exception,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=lambda event, **_: _to_json(event).decode()),
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # uvicorn's own handlers write plain text
+        logging.getLogger(name).handlers.clear()
+    logging.getLogger("uvicorn.error").propagate = True
+    logging.getLogger("uvicorn.access").propagate = False  # our line is cheaper, and says no query string
+
+
+def exposition() -> tuple[bytes, str]:
+    """Render the metrics of all worker processes (or of this one) in Prometheus' text form, with its media type."""
+    registry = REGISTRY
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class Observed:
+    """The outermost ASGI layer: names the request, measures it and logs one line. It decides nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        this_id = _id_of(scope)
+        header = (b"x-request-id", this_id.encode())
+        status = 500  # unless an answer begins
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        token = _request_id.set(this_id)
+        try:
+            await self.app(scope, receive, send_named)
+        finally:
+            _observe(scope, status, time.perf_counter() - started)
+            _request_id.reset(token)
+
+
+def _observe(scope: Scope, status: int, seconds: float) -> None:
+    method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+    # Only a template may be a label or a log field: a path holds ids, and unknown paths hold anything.
+    route = scope.get("path_template") or "unmatched"
+    REQUESTS.labels(method, route, str(status)).observe(seconds)
+    if route not in _QUIET:
+        log.info("request", method=method, route=route, status=status, ms=round(seconds * 1000, 2))
+
+
+def _id_of(scope: Scope) -> str:
+    """Take the caller's id, or the trace it belongs to, when it is short and plain; else make one."""
+    trace = b""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+        if name == b"traceparent" and (match := _TRACEPARENT.fullmatch(value)):
+            trace = match[1]
+    return trace.decode() or os.urandom(16).hex()
+
+
+def _add_request_id(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (this_id := _request_id.get()) is not None:
+        event["request_id"] = this_id
+    return event
+
+
+def _tell_exception(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace an exception by its types, places and first lines: what follows those may quote a customer's row."""
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
+    told: list[dict[str, Any]] = []
+    while isinstance(error, BaseException) and len(told) < 5:
+        frames = traceback.extract_tb(error.__traceback__)
+        told.append(
+            {
+                "type": type(error).__qualname__,
+                "message": (str(error).splitlines() or [""])[0][:200],
+                "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]],
+            }
+        )
+        error = error.__cause__ or error.__context__
+    if told:
+        event["exception"] = told
+    return event
+
+
+def _to_json(event: Any, **_: Any) -> bytes:
+    return msgspec.json.encode(event, enc_hook=str)
