@@ -55,7 +55,8 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         workers=_integer(environ, "HOLDFAST_WORKERS", 1, 1, 64),
         hold_ttl_seconds=_integer(environ, "HOLDFAST_HOLD_TTL_SECONDS", 300, 1, 86_400),
         demo=_flag(environ, "HOLDFAST_DEMO"),
-        production=_choice(environ, "HOLDFAST_ENV", "production", ("production", "development", "test")) == "production",
+        production=_choice(environ, "HOLDFAST_ENV", "production", ("production", "development", "test"))
+        == "production",
     )
 
 
@@ -109,9 +110,11 @@ def _converted(environ: Mapping[str, str], name: str, default: T, convert: Calla
 
 
 def _redis_url(url: str) -> str:
-    url = url.replace("valkeys://", "rediss://", 1).replace("valkey://", "redis://", 1)
-    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
-        raise SettingsError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+    if urlsplit(url).scheme not in {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster"}:
+        raise SettingsError(
+            "REDIS_URL must begin with redis://, rediss://, unix://, redis+cluster:// or rediss+cluster://"
+        )
     return url
 
 

@@ -83,9 +83,9 @@ CREATE TABLE bookings (
     customer_name     text,                                  -- null for a hold, which knows nobody
     customer_email    text,
     customer_phone    text,
-    metadata          jsonb       NOT NULL DEFAULT '{}',
+    metadata          json        NOT NULL DEFAULT '{}',     -- json, not jsonb: a replay repeats the caller's order
     idempotency_key   text,                                  -- null: the request had none
-    fingerprint       bytea,                                 -- SHA-256 of what was asked; null without a key
+    fingerprint       bytea,                                 -- SHA-256 of what was asked; null for a hold
     manage_token_hash bytea,                                 -- SHA-256; null for a hold
     available_after   integer     NOT NULL,                  -- what the first answer said: a replay repeats it
     created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -110,8 +110,8 @@ CREATE TABLE bookings (
     CONSTRAINT bookings_customer_lengths CHECK (
         char_length(customer_name) BETWEEN 1 AND 200 AND char_length(customer_email) BETWEEN 3 AND 254
         AND char_length(customer_phone) BETWEEN 1 AND 40),
-    CONSTRAINT bookings_metadata_object CHECK (jsonb_typeof(metadata) = 'object'),
-    CONSTRAINT bookings_key_with_fingerprint CHECK ((idempotency_key IS NULL) = (fingerprint IS NULL)),
+    CONSTRAINT bookings_metadata_object CHECK (json_typeof(metadata) = 'object'),
+    CONSTRAINT bookings_key_with_fingerprint CHECK (idempotency_key IS NULL OR fingerprint IS NOT NULL),
     CONSTRAINT bookings_key_length CHECK (char_length(idempotency_key) BETWEEN 1 AND 255)
 );
 -- Layer 3 (S1-4): two live bookings on one exclusive slot cannot be stored.
@@ -326,18 +326,19 @@ $$;
 -- The list as a table; a field that a request does not have is null.
 CREATE FUNCTION booking_requests(requests jsonb)
 RETURNS TABLE (id uuid, slot_id uuid, venue_id uuid, quantity integer, status text, ttl_ms bigint,
-               hold_deadline timestamptz, key text, fingerprint text, name text, email text, phone text,
-               metadata jsonb, manage_hash text, actor text, request_id text, n bigint)
+               hold_deadline timestamptz, key text, fingerprint text, repeat boolean, name text, email text, phone text,
+               metadata text, manage_hash text, actor text, request_id text, n bigint)
 LANGUAGE sql STABLE AS $$
     SELECT * FROM ROWS FROM (jsonb_to_recordset(requests) AS (
         id uuid, slot_id uuid, venue_id uuid, quantity integer, status text, ttl_ms bigint,
-        hold_deadline timestamptz, key text, fingerprint text, name text, email text, phone text,
-        metadata jsonb, manage_hash text, actor text, request_id text)) WITH ORDINALITY
+        hold_deadline timestamptz, key text, fingerprint text, repeat boolean, name text, email text, phone text,
+        metadata text, manage_hash text, actor text, request_id text)) WITH ORDINALITY
 $$;
 
 -- requests: [{"id", "slot_id", "venue_id", "quantity", "status": "confirmed" | "held", "ttl_ms" (held),
---   "hold_deadline" (confirm a hold that only its token remembers), "key", "fingerprint" (hex), "name", "email",
---   "phone", "metadata", "manage_hash" (hex), "actor", "request_id"}, …]
+--   "hold_deadline" (confirm a hold that only its token remembers), "key", "fingerprint" (hex), "repeat" (true when
+--   this very request may have been committed before), "name", "email", "phone", "metadata" (JSON text), "manage_hash" (hex),
+--   "actor", "request_id"}, …]
 -- Returns a row for each, in the same order, with one word:
 --   booked      done now; for a "held" request: held
 --   replayed    an earlier request with this id (and key) did it; nothing was changed
@@ -350,8 +351,9 @@ $$;
 -- A refusal is a result: nothing is raised, so the others of the list keep theirs. A violated constraint (layer 3) is
 -- raised: it can only mean that this function is wrong, or that two lists carried one key.
 CREATE FUNCTION commit_bookings(this_attempt uuid, requests jsonb)
-RETURNS TABLE (n bigint, word text, available_after integer, at timestamptz, deadline timestamptz, capacity integer,
-               available_count integer, version bigint, is_open boolean, may_free_at timestamptz)
+RETURNS TABLE (n bigint, word text, at timestamptz, available_after integer, created_at timestamptz,
+               deadline timestamptz, may_free_at timestamptz, slot_id uuid, resource_id uuid, capacity integer,
+               available_count integer, version bigint, is_open boolean, starts_at timestamptz, ends_at timestamptz)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -376,7 +378,8 @@ BEGIN
     clock := clock_timestamp();
 
     FOR r IN
-        SELECT q.n, q.id, q.slot_id, q.quantity, q.status, q.hold_deadline, q.key, q.fingerprint,
+        SELECT q.n, q.id, q.slot_id, q.quantity, q.status, q.hold_deadline, q.key, q.repeat,
+               decode(q.fingerprint, 'hex') AS fingerprint,
                s.id AS found, s.capacity, s.available_count, s.status AS slot_status, s.starts_at, s.ends_at,
                s.one_at_a_time, s.resource_no,
                mine.slot_id AS my_slot, mine.quantity AS my_quantity, mine.status AS my_status,
@@ -394,7 +397,7 @@ BEGIN
         END IF;
 
         decided := CASE
-            WHEN r.my_key = r.key AND r.my_fingerprint = decode(r.fingerprint, 'hex') THEN 'replayed'
+            WHEN (r.my_key = r.key OR r.repeat) AND r.my_fingerprint = r.fingerprint THEN 'replayed'
             WHEN r.my_key = r.key OR r.keyed_id <> r.id THEN 'mismatch'
             WHEN r.my_status IS NOT NULL AND (r.my_slot <> r.slot_id OR r.my_quantity <> r.quantity) THEN 'mismatch'
             WHEN r.my_status = 'held' AND r.my_deadline <= clock THEN 'lapsed'
@@ -441,7 +444,7 @@ BEGIN
             created_at, confirmed_at)
         SELECT q.id, q.venue_id, q.slot_id, s.exclusive, q.quantity, q.status,
             CASE WHEN q.status = 'held' THEN clock + q.ttl_ms * interval '1 millisecond' END,
-            q.name, q.email, q.phone, coalesce(q.metadata, '{}'), q.key, decode(q.fingerprint, 'hex'),
+            q.name, q.email, q.phone, coalesce(q.metadata, '{}')::json, q.key, decode(q.fingerprint, 'hex'),
             decode(q.manage_hash, 'hex'), d.available_after, clock, CASE WHEN q.status = 'confirmed' THEN clock END
         FROM booking_requests(requests) AS q
         JOIN unnest(ns, rooms) AS d (n, available_after) ON d.n = q.n
@@ -451,7 +454,7 @@ BEGIN
     IF cardinality(confirms) > 0 THEN
         UPDATE bookings AS b
         SET status = 'confirmed', expires_at = NULL, confirmed_at = clock, customer_name = q.name,
-            customer_email = q.email, customer_phone = q.phone, metadata = coalesce(q.metadata, '{}'),
+            customer_email = q.email, customer_phone = q.phone, metadata = coalesce(q.metadata, '{}')::json,
             idempotency_key = q.key, fingerprint = decode(q.fingerprint, 'hex'),
             manage_token_hash = decode(q.manage_hash, 'hex'), available_after = d.available_after
         FROM booking_requests(requests) AS q JOIN unnest(ns, rooms) AS d (n, available_after) ON d.n = q.n
@@ -465,12 +468,12 @@ BEGIN
     END IF;
 
     RETURN QUERY
-        SELECT d.n, d.word, d.available_after, clock,
-            CASE WHEN d.word IN ('booked', 'replayed', 'lapsed') THEN b.expires_at END,
-            s.capacity, s.available_count, s.version, s.status = 'open',
+        SELECT d.n, d.word, clock, d.available_after, b.created_at, b.expires_at,
             CASE WHEN d.word = 'full' THEN (
                 SELECT min(w.expires_at) FROM bookings AS w
-                WHERE w.slot_id = d.slot_id AND w.status IN ('held', 'pending_payment')) END
+                WHERE w.slot_id = d.slot_id AND w.status IN ('held', 'pending_payment')) END,
+            d.slot_id, s.resource_id, s.capacity, s.available_count, s.version, s.status = 'open', s.starts_at,
+            s.ends_at
         FROM unnest(ns, words, rooms, slot_ids) AS d (n, word, available_after, slot_id)
         LEFT JOIN slots AS s ON s.id = d.slot_id
         LEFT JOIN bookings AS b ON b.id = (requests -> (d.n - 1)::integer ->> 'id')::uuid
@@ -488,12 +491,14 @@ BEGIN
 END $$;
 
 -- Cancel once and give the places back. `word`: cancelled (now), already (before; the same answer again), begun (too
--- late for a customer), expired, not_found.
-CREATE FUNCTION cancel_booking(this_booking uuid, by_actor text, by_request text)
-RETURNS TABLE (word text, available_count integer) LANGUAGE plpgsql AS $$
+-- late for a customer), expired, not_found; `only_held` ends a hold and leaves what became of it alone: resolved.
+CREATE FUNCTION cancel_booking(this_booking uuid, only_held boolean, by_actor text, by_request text)
+RETURNS TABLE (word text, slot_id uuid, resource_id uuid, capacity integer, available_count integer, version bigint,
+               is_open boolean, starts_at timestamptz, ends_at timestamptz)
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    this_slot uuid := (SELECT slot_id FROM bookings WHERE id = this_booking);
+    this_slot uuid := (SELECT b.slot_id FROM bookings AS b WHERE b.id = this_booking);
     slot      record;
     booking   record;
 BEGIN
@@ -502,6 +507,7 @@ BEGIN
     SELECT b.status, b.quantity, b.venue_id INTO booking FROM bookings AS b WHERE b.id = this_booking FOR UPDATE;
     word := CASE
         WHEN booking.status IS NULL THEN 'not_found'
+        WHEN only_held AND booking.status <> 'held' THEN 'resolved'
         WHEN booking.status = 'cancelled' THEN 'already'
         WHEN booking.status = 'expired' THEN 'expired'
         WHEN by_actor = 'customer' AND slot.starts_at <= clock_timestamp() THEN 'begun'
@@ -513,7 +519,10 @@ BEGIN
         VALUES (CASE booking.status WHEN 'held' THEN 'hold.released' ELSE 'booking.cancelled' END, by_actor,
             by_request, booking.venue_id, this_slot, this_booking, jsonb_build_object('quantity', booking.quantity));
     END IF;
-    RETURN QUERY SELECT word, (SELECT s.available_count FROM slots AS s WHERE s.id = this_slot);
+    RETURN QUERY
+        SELECT word, s.id, s.resource_id, s.capacity, s.available_count, s.version, s.status = 'open', s.starts_at,
+            s.ends_at
+        FROM (SELECT) AS always LEFT JOIN slots AS s ON s.id = this_slot;
 END $$;
 
 -- The sweep: end lapsed holds of at most `batch` slots and return those slots. Locked slots wait for the next round.

@@ -1,0 +1,600 @@
+"""The use cases: hold, book, cancel. Read `book` first: it is the path that everything else exists for.
+
+    book ─→ holds.take      lua/hold.lua         layer 1  early rejection, one Redis round trip, Postgres not touched
+         ─→ ledger.commit   commit_bookings()    layer 2  row lock, decide, write, audit: one transaction
+                            constraints          layer 3  partial unique index, CHECK, exclusion: whatever layer 2 says
+         ─→ holds.settle    lua/settle.lua       the hold becomes booked in the mirror, off the reply path
+         on failure ─→ holds.release, then the error (CARD-5)
+
+Why it cannot oversell: a booking exists only through the commit, the commit counts under the slot's row lock, and the
+constraints refuse what a wrong count would store. Redis may be wrong in either direction, late, empty or gone; it only
+decides who is turned away early, and whoever it cannot speak for goes on to Postgres.
+
+Why a retry is harmless: a booking's id is its hold's id, chosen before anything is written (from the Idempotency-Key
+when there is one). The same request finds its own hold, its own row, or the record that settle left behind.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from app.domain import Booking, Customer, Hold, Room, Slot, SlotFacts
+from app.engine import Engine
+from app.errors import (
+    AlreadyResolved,
+    BookingNotFound,
+    Conflict,
+    HoldExpired,
+    HoldLimit,
+    HoldNotFound,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    Problem,
+    SlotNotFound,
+    SlotUnavailable,
+    Unavailable,
+)
+from app.holds import Extended, Full, Gone, RedisAway, Taken, to_ms
+from app.ledger import CommitRequest, Outcome, StoredBooking
+from app.telemetry import BACKSTOP_CONFLICTS, OUTCOMES
+from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash
+
+#: The hold of a booking that had none lives this long: longer than the longest commit, with the doubt about a lost
+#: reply settled, and short enough that a process killed between hold and commit does not block the place (design 5).
+INNER_TTL_MS = 15_000
+#: A mirror that does not know the slot is loaded; one that still does not after this many times is left alone.
+MAX_LOADS = 2
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks: customer, operator or system; goes into the audit log with the request's id."""
+
+    actor: str
+    request_id: str | None
+
+
+class BookingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Places of a slot, or the hold that a token names; exactly one of the two."""
+
+    slot_id: UUID | None = None
+    quantity: int = 1
+    hold_token: str | None = None
+    customer: Customer
+    metadata: dict[str, Any] = {}
+    key: str | None = None
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a booking wants, once it is clear which slot and which id it is about."""
+
+    facts: SlotFacts
+    id: UUID
+    quantity: int
+    #: Of the customer's own hold; None when the booking takes its places itself.
+    grant: HoldGrant | None
+
+
+# -- booking ----------------------------------------------------------------------------------------------------------
+
+
+async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tuple[Booking, str]:
+    """Book places and return the booking with its manage token. When this returns, the booking is committed.
+
+    A repeated request with the same key gets the first answer again (`replayed`); without a key, a second one with
+    the same hold token is told that it was resolved. After a 409 nothing is left in either store; after a 503 that says
+    `"effect": "none"` neither, but a hold that the customer took keeps its places. Any other 503 leaves the hold alone:
+    the places are not given away before it is known whether they were sold.
+    """
+    claim = await _claim(engine, request)
+    mine = await _take_places(engine, claim)
+    try:
+        outcome = await engine.ledger.commit_one(_commit_request(engine, claim, request, caller))
+    except Unavailable as error:
+        if error.effect_none and mine and claim.grant is None:
+            await _give_back(engine, claim)
+        OUTCOMES.labels("book", error.code).inc()
+        raise
+    except BaseException:
+        if mine:
+            await engine.later(_release(engine, claim.facts, claim.id, has_token=False))
+        raise
+    OUTCOMES.labels("book", outcome.word).inc()
+    if outcome.word == "booked" and outcome.counts:
+        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=True))
+        return _booked(claim, request, outcome), manage_token(engine.settings.secrets, claim.id)
+    if outcome.word == "replayed":
+        return await _first_answer(engine, claim, outcome)
+    if mine:
+        await _give_back(engine, claim)
+    if mine and outcome.word in ("full", "occupied"):
+        BACKSTOP_CONFLICTS.inc()
+    raise await _refusal(engine, claim, outcome)
+
+
+async def _claim(engine: Engine, request: BookingRequest) -> Claim:
+    if request.hold_token is not None:
+        grant = read_hold(engine.settings.secrets, request.hold_token)
+        if grant is None:
+            raise HoldNotFound
+        return Claim(await engine.mirror.facts(grant.slot_id), grant.hold_id, grant.quantity, grant)
+    if request.slot_id is None:
+        raise InvalidRequest("slot_id", "Give a slot_id or a hold_token")
+    facts = await engine.mirror.facts(request.slot_id)
+    booking_id = id_from_key("book", facts.venue_id, request.key) if request.key else new_id()
+    return Claim(facts, booking_id, request.quantity, None)
+
+
+async def _take_places(engine: Engine, claim: Claim) -> bool:
+    """Layer 1. True: these places are held for this request alone, and must be given back if it fails.
+
+    False: go on without. Another request with the same key has them, or Redis cannot tell: Postgres decides.
+
+    Raises:
+        SlotUnavailable, InvalidRequest, HoldNotFound: a true refusal, without a look at Postgres.
+    """
+    try:
+        if claim.grant is not None:
+            return await _secure_hold(engine, claim)
+        match await _take(engine, claim.facts, claim.id, claim.quantity, INNER_TTL_MS):
+            case Taken(again=again):
+                return not again
+            case Full() as full:
+                OUTCOMES.labels("book", "refused_early").inc()
+                raise await _unavailable(engine, claim, full)
+            case "closed" | "past" as reason:
+                OUTCOMES.labels("book", "refused_early").inc()
+                raise await _not_open(engine, claim, reason)
+    except RedisAway:
+        return False  # the script may have run: its hold is ended by the settle of this very booking, or lapses
+    return False  # settled or another quantity under the same key: Postgres knows the first request
+
+
+async def _secure_hold(engine: Engine, claim: Claim) -> bool:
+    """Keep the customer's hold alive until the commit is through. False: this Redis does not have it (any more)."""
+    match await engine.holds.extend(claim.facts, claim.id, INNER_TTL_MS, 0):
+        case Extended():
+            return True
+        case Gone(how="released"):
+            raise HoldNotFound  # its places may be held by others by now: a given-up token beats nobody
+        case _:
+            return False  # booked before, lapsed, or forgotten by Redis: Postgres knows which (reliability.md H3)
+
+
+async def _take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int) -> Taken | Full | str:
+    for _ in range(MAX_LOADS):
+        taken = await engine.holds.take(facts, hold_id, quantity, ttl_ms)
+        if taken not in ("missing", "stale"):
+            return taken
+        await engine.mirror.load(facts.id)
+    return await engine.holds.take(facts, hold_id, quantity, ttl_ms)
+
+
+def _commit_request(engine: Engine, claim: Claim, request: BookingRequest, caller: Caller) -> CommitRequest:
+    return CommitRequest(
+        id=claim.id,
+        slot_id=claim.facts.id,
+        venue_id=claim.facts.venue_id,
+        quantity=claim.quantity,
+        status="confirmed",
+        actor=caller.actor,
+        hold_deadline=claim.grant.expires_at if claim.grant else None,
+        key=request.key,
+        fingerprint=_fingerprint(request),
+        name=request.customer.name,
+        email=request.customer.email,
+        phone=request.customer.phone,
+        metadata=msgspec.json.encode(request.metadata).decode(),
+        manage_hash=token_hash(manage_token(engine.settings.secrets, claim.id)).hex(),
+        request_id=caller.request_id,
+    )
+
+
+def _fingerprint(request: BookingRequest) -> str:
+    """Hash what was asked, not how it was written: spaces and the order of keys make no other request."""
+    asked = ("book", request.slot_id, request.quantity, request.hold_token, request.customer, request.metadata)
+    return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+def _booked(claim: Claim, request: BookingRequest, outcome: Outcome) -> Booking:
+    return Booking(
+        id=claim.id,
+        venue_id=claim.facts.venue_id,
+        slot_id=claim.facts.id,
+        quantity=claim.quantity,
+        status="confirmed",
+        customer=request.customer,
+        metadata=request.metadata,
+        expires_at=None,
+        created_at=outcome.created_at or outcome.at,
+        confirmed_at=outcome.at,
+        cancelled_at=None,
+        available_count=outcome.available_after,
+    )
+
+
+async def _first_answer(engine: Engine, claim: Claim, outcome: Outcome) -> tuple[Booking, str]:
+    """Answer as the first time, word for word, whatever became of the booking since (promise 6)."""
+    stored = await _stored(engine, claim.id)
+    if outcome.counts:  # the first one's settle may have been lost with its process
+        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=True))
+    first = msgspec.structs.replace(
+        stored.booking,
+        status="confirmed",
+        expires_at=None,
+        cancelled_at=None,
+        available_count=stored.available_after,
+        replayed=True,
+    )
+    return first, manage_token(engine.settings.secrets, claim.id)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
+    """Say why Postgres did not book. The mirror thought otherwise, so it is told."""
+    if outcome.counts:
+        await engine.later(engine.mirror.sync_quietly([outcome.counts]))
+    match outcome.word:
+        case "mismatch":
+            return IdempotencyKeyReused()
+        case "not_found":
+            return SlotNotFound()
+        case "too_many":
+            return _too_many(outcome.counts.capacity if outcome.counts else 0)
+        case "resolved":
+            return _resolved(await _stored(engine, claim.id))
+        case "lapsed":
+            expired_at = claim.grant.expires_at if claim.grant else outcome.deadline or outcome.at
+            return HoldExpired(expired_at, await engine.mirror.alternatives(claim.facts, claim.quantity))
+        case "closed" | "past" as reason:
+            return await _not_open(engine, claim, reason)
+        case "full" | "occupied":
+            why = "held" if outcome.may_free_at else "booked"
+            available = outcome.available_after if outcome.word == "full" else 0
+            alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+            return SlotUnavailable(why, claim.quantity, available, outcome.may_free_at, alternatives)
+    raise AssertionError(f"commit_bookings said {outcome.word!r}")
+
+
+async def _unavailable(engine: Engine, claim: Claim, full: Full) -> Problem:
+    if claim.quantity > full.capacity:
+        return _too_many(full.capacity)
+    held_up = full.left + full.held >= claim.quantity  # without the holds there would be room
+    return SlotUnavailable(
+        "held" if held_up else "booked",
+        claim.quantity,
+        max(0, full.left),
+        from_ms(full.next_expiry_ms) if held_up and full.next_expiry_ms else None,
+        await engine.mirror.alternatives(claim.facts, claim.quantity),
+    )
+
+
+async def _not_open(engine: Engine, claim: Claim, reason: str) -> Problem:
+    alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+    return SlotUnavailable(reason, claim.quantity, 0, None, alternatives)
+
+
+def _too_many(capacity: int) -> InvalidRequest:
+    return InvalidRequest("quantity", f"The slot has {capacity} places in all")
+
+
+def _resolved(stored: StoredBooking) -> AlreadyResolved:
+    booking = stored.booking
+    resolved_at = booking.cancelled_at or stored.expired_at or booking.confirmed_at
+    return AlreadyResolved(booking.id, booking.status, resolved_at)
+
+
+async def _give_back(engine: Engine, claim: Claim) -> None:
+    await _quiet_release(engine, claim.facts, claim.id, has_token=claim.grant is not None)
+
+
+async def _release(engine: Engine, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
+    return await engine.holds.release(facts, hold_id, has_token=has_token)
+
+
+async def _quiet_release(engine: Engine, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
+    """Release, or have it released when Redis returns; until then the hold lapses by itself."""
+    try:
+        return await engine.holds.release(facts, hold_id, has_token=has_token)
+    except RedisAway:
+        engine.mirror.release_later(facts, hold_id, has_token=has_token)
+        return False
+
+
+# -- holds ------------------------------------------------------------------------------------------------------------
+
+
+async def take_hold(
+    engine: Engine, slot_id: UUID, quantity: int, *, key: str | None, caller: Caller
+) -> tuple[Hold, str]:
+    """Hold places for a customer who is still deciding; returns the hold and its token.
+
+    Repeated with the same key it gives the same hold. While Redis is away the hold is a row in Postgres with the same
+    id, token and life, and says `degraded`.
+    """
+    facts = await engine.mirror.facts(slot_id)
+    ttl_ms = 1000 * (facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds)
+    claim = Claim(facts, id_from_key("hold", facts.venue_id, key) if key else new_id(), quantity, None)
+    try:
+        hold = await _take_in_redis(engine, claim, ttl_ms, key)
+    except RedisAway:
+        hold = await _take_in_postgres(engine, claim, ttl_ms, None, caller)
+    OUTCOMES.labels("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
+    return hold, _token(engine, hold)
+
+
+async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | None) -> Hold:
+    match await _take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
+        case Taken() as taken:
+            asked = f"{claim.facts.id}:{claim.quantity}"
+            if key and not taken.again and not await engine.holds.claim_key(claim.id, asked):
+                await _release(engine, claim.facts, claim.id, has_token=False)
+                raise IdempotencyKeyReused
+            return _live(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
+        case Full() as full:
+            OUTCOMES.labels("hold", "refused_early").inc()
+            raise await _unavailable(engine, claim, full)
+        case "closed" | "past" as reason:
+            OUTCOMES.labels("hold", "refused_early").inc()
+            raise await _not_open(engine, claim, reason)
+        case "mismatch":
+            raise IdempotencyKeyReused
+        case "settled":
+            raise _resolved(await _stored(engine, claim.id))
+    raise RedisAway("the mirror does not keep this slot")
+
+
+async def _take_in_postgres(
+    engine: Engine, claim: Claim, ttl_ms: int, deadline: datetime | None, caller: Caller
+) -> Hold:
+    """Hold places as a row: counted by the trigger like a booking, until it is confirmed, cancelled or lapses."""
+    outcome = await engine.ledger.commit_one(
+        CommitRequest(
+            id=claim.id,
+            slot_id=claim.facts.id,
+            venue_id=claim.facts.venue_id,
+            quantity=claim.quantity,
+            status="held",
+            ttl_ms=ttl_ms,
+            hold_deadline=deadline,
+            actor=caller.actor,
+            request_id=caller.request_id,
+        )
+    )
+    if outcome.word not in ("booked", "replayed") or outcome.deadline is None:
+        OUTCOMES.labels("hold", outcome.word).inc()
+        raise await _refusal(engine, claim, outcome)
+    return Hold(
+        claim.id,
+        claim.facts.id,
+        claim.quantity,
+        since=outcome.created_at or outcome.at,
+        expires_at=outcome.deadline,
+        now=outcome.at,
+        degraded=True,
+        replayed=outcome.word == "replayed",
+    )
+
+
+async def get_hold(engine: Engine, hold_id: UUID, token: str) -> Hold:
+    """Tell of a live hold. While Redis is away its token speaks for it.
+
+    Raises:
+        HoldNotFound: not this token's hold, or given up. HoldExpired, AlreadyResolved: it ended otherwise.
+    """
+    claim = await _claim_of_token(engine, hold_id, token)
+    try:
+        # A prolongation by nothing is a look.
+        match await engine.holds.extend(claim.facts, claim.id, 0, 0):
+            case Extended() as found:
+                return _live(claim, found.since_ms, found.expires_at_ms, found.now_ms)
+            case Gone() as gone:
+                return await _read_row(engine, claim, gone)
+    except RedisAway:
+        return await _read_row(engine, claim, None)
+
+
+async def extend_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Caller) -> tuple[Hold, str]:
+    """Prolong a hold by its venue's time from now, at most to the venue's longest; returns it with a new token.
+
+    Raises:
+        HoldLimit: it is as long as allowed. And what `get_hold` raises.
+    """
+    claim = await _claim_of_token(engine, hold_id, token)
+    ttl_ms = 1000 * (claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds)
+    longest_ms = 1000 * claim.facts.hold_max_seconds
+    try:
+        match await engine.holds.extend(claim.facts, claim.id, ttl_ms, longest_ms):
+            case Extended() as found if found.limited:
+                raise HoldLimit(from_ms(found.expires_at_ms))
+            case Extended() as found:
+                hold = _live(claim, found.since_ms, found.expires_at_ms, found.now_ms)
+            case Gone() as gone:
+                await _read_row(engine, claim, gone)  # raises, unless Postgres keeps the hold
+                hold = await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
+    except RedisAway:
+        hold = await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
+    return hold, _token(engine, hold)
+
+
+async def _extend_row(engine: Engine, claim: Claim, ttl_ms: int, longest_ms: int, caller: Caller) -> Hold:
+    row = await engine.ledger.extend_held(claim.id, ttl_ms, longest_ms)
+    if row is None:  # Redis had it and is away: from now on Postgres keeps it
+        deadline = claim.grant.expires_at if claim.grant else None
+        return await _take_in_postgres(engine, claim, ttl_ms, deadline, caller)
+    if row.limited:
+        raise HoldLimit(row.expires_at)
+    return Hold(claim.id, claim.facts.id, claim.quantity, row.created_at, row.expires_at, row.now, degraded=True)
+
+
+async def release_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Caller) -> None:
+    """Give a hold up. Harmless when it was gone, lapsed or booked: a booking is not touched.
+
+    Raises:
+        HoldNotFound: not this token's hold.
+    """
+    claim = await _claim_of_token(engine, hold_id, token)
+    released = await _quiet_release(engine, claim.facts, claim.id, has_token=True)
+    if not released:
+        await _release_row(engine, claim.id, caller)
+    OUTCOMES.labels("release", "released").inc()
+
+
+async def operator_release_hold(engine: Engine, hold_id: UUID, *, caller: Caller) -> None:
+    """Give up any live hold by its id, as an operator.
+
+    Raises:
+        HoldNotFound
+    """
+    if await _release_row(engine, hold_id, caller):
+        return
+    for hold in await list_holds(engine, None, None):
+        if hold.id == hold_id:
+            await engine.holds.release(await engine.mirror.facts(hold.slot_id), hold_id, has_token=True)
+            return
+    raise HoldNotFound
+
+
+async def _release_row(engine: Engine, hold_id: UUID, caller: Caller) -> bool:
+    word, counts = await engine.ledger.cancel(hold_id, caller.actor, caller.request_id, only_held=True)
+    if counts:
+        await engine.mirror.sync_quietly([counts])
+    return word == "cancelled"
+
+
+async def list_holds(engine: Engine, venue_slug: str | None, slot_id: UUID | None) -> list[Hold]:
+    """List live holds of both stores, those that end first first. Without Redis, only what Postgres keeps."""
+    if slot_id is not None:
+        facts = await engine.mirror.facts(slot_id)
+        slots = [(facts.resource_id, facts.id)]
+    else:
+        slots = await _active_slots(engine, venue_slug)
+    found: dict[UUID, Hold] = {}
+    try:
+        for mirrored in await engine.holds.inspect(slots):
+            for place in mirrored.holds:
+                found[place.id] = Hold(
+                    place.id, place.slot_id, place.quantity, place.since, place.expires_at, place.now, degraded=False
+                )
+    except RedisAway:
+        found = {}
+    for row in await engine.ledger.held_rows(venue_slug, slot_id):
+        found[row.id] = Hold(row.id, row.slot_id, row.quantity, row.created_at, row.expires_at, row.now, degraded=True)
+    return sorted(found.values(), key=lambda hold: hold.expires_at)
+
+
+async def _active_slots(engine: Engine, venue_slug: str | None) -> list[tuple[UUID, UUID]]:
+    try:
+        return await engine.holds.active_slots(await engine.ledger.resource_ids(venue_slug))
+    except RedisAway:
+        return []
+
+
+async def _claim_of_token(engine: Engine, hold_id: UUID, token: str) -> Claim:
+    grant = read_hold(engine.settings.secrets, token)
+    if grant is None or grant.hold_id != hold_id:
+        raise HoldNotFound
+    return Claim(await engine.mirror.facts(grant.slot_id), hold_id, grant.quantity, grant)
+
+
+async def _read_row(engine: Engine, claim: Claim, gone: Gone | None) -> Hold:
+    """Tell what Postgres knows of a hold that Redis does not have, or cannot be asked for (`gone` is None)."""
+    if (grant := claim.grant) is None:
+        raise HoldNotFound
+    stored = await engine.ledger.booking(claim.id)
+    now = from_ms(gone.now_ms) if gone else datetime.now(UTC)
+    if stored is None:
+        if gone and gone.how == "released":
+            raise HoldNotFound
+        if grant.expires_at <= now:
+            raise HoldExpired(grant.expires_at, await engine.mirror.alternatives(claim.facts, claim.quantity))
+        if gone:
+            raise HoldNotFound
+        return Hold(claim.id, claim.facts.id, claim.quantity, now, grant.expires_at, now, degraded=True)
+    booking = stored.booking
+    if booking.status == "held" and booking.expires_at and booking.expires_at > now:
+        return Hold(
+            booking.id, booking.slot_id, booking.quantity, booking.created_at, booking.expires_at, now, degraded=True
+        )
+    if booking.status in ("held", "expired"):
+        expired_at = booking.expires_at or stored.expired_at or grant.expires_at
+        raise HoldExpired(expired_at, await engine.mirror.alternatives(claim.facts, claim.quantity))
+    raise _resolved(stored)
+
+
+def _live(claim: Claim, since_ms: int, expires_at_ms: int, now_ms: int, *, replayed: bool = False) -> Hold:
+    return Hold(
+        claim.id, claim.facts.id, claim.quantity, from_ms(since_ms), from_ms(expires_at_ms), from_ms(now_ms),
+        degraded=False, replayed=replayed,
+    )  # fmt: skip
+
+
+def _token(engine: Engine, hold: Hold) -> str:
+    grant = HoldGrant(hold.id, hold.slot_id, hold.quantity, to_ms(hold.expires_at))
+    return sign_hold(engine.settings.secrets, grant)
+
+
+# -- what became of it ------------------------------------------------------------------------------------------------
+
+
+async def read_booking(engine: Engine, booking_id: UUID, token: str | None) -> Booking:
+    """Read a booking by its manage token, or as an operator (None).
+
+    Raises:
+        BookingNotFound: also for a wrong token, and for a row that is only a hold.
+    """
+    return (await _authorized(engine, booking_id, token)).booking
+
+
+async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller: Caller) -> Booking:
+    """Cancel a booking; its places are back in both stores when this returns. A second time: the same answer.
+
+    Raises:
+        BookingNotFound. AlreadyResolved: it expired before. Conflict: too late for a customer, the slot has begun.
+    """
+    await _authorized(engine, booking_id, token)
+    word, counts = await engine.ledger.cancel(booking_id, caller.actor, caller.request_id)
+    OUTCOMES.labels("cancel", word).inc()
+    if counts:
+        await engine.mirror.sync_quietly([counts])
+    if word == "begun":
+        raise Conflict("The slot has begun: ask the venue")
+    stored = await _stored(engine, booking_id)
+    if word == "expired":
+        raise _resolved(stored)
+    return stored.booking
+
+
+async def _authorized(engine: Engine, booking_id: UUID, token: str | None) -> StoredBooking:
+    stored = await _stored(engine, booking_id)
+    if token is None:
+        return stored
+    if stored.manage_token_hash is None or not hmac.compare_digest(stored.manage_token_hash, token_hash(token)):
+        raise BookingNotFound
+    return stored
+
+
+async def _stored(engine: Engine, booking_id: UUID) -> StoredBooking:
+    stored = await engine.ledger.booking(booking_id)
+    if stored is None:
+        raise BookingNotFound
+    return stored
+
+
+# -- slots ------------------------------------------------------------------------------------------------------------
+
+
+async def rooms(engine: Engine, slots: Sequence[Slot]) -> dict[UUID, Room]:
+    """Tell what can be taken of each slot right now, holds included."""
+    return await engine.mirror.rooms(slots)
+
+
+async def slot_changed(engine: Engine, slot_ids: Sequence[UUID]) -> None:
+    """Bring the mirror up to date after an operator changed slots."""
+    await engine.mirror.sync_quietly(await engine.ledger.counts(slot_ids))

@@ -1,0 +1,140 @@
+"""The running engine: both stores, opened and closed together, and the few loops that need no request.
+
+The loops: ask for Redis while it is away and repair the mirror before it is trusted again (design 7); expire lapsed
+rows (design 8). Every process runs them; they are harmless side by side.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from app.errors import Unavailable
+from app.holds import PROBE_SECONDS, Holds, RedisAway, connect
+from app.ledger import Ledger
+from app.mirror import Mirror
+from app.settings import Settings, SettingsError
+
+log = structlog.get_logger()
+
+#: How often lapsed rows are looked for, and how many slots at a time.
+SWEEP_SECONDS = 1.0
+SWEEP_SLOTS = 200
+#: Work after the reply that may be pending at once; beyond it, requests do theirs themselves.
+MAX_LATER = 2_000
+#: How long a stopping process waits for it.
+DRAIN_SECONDS = 5.0
+
+
+class Engine:
+    """What every use case is given: the settings, the two stores, and the memory between them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.holds = Holds(connect(settings.redis_url))
+        self.ledger = Ledger(settings.database_url)
+        self.mirror = Mirror(self.holds, self.ledger)
+        self._later: set[asyncio.Task[None]] = set()
+
+    @property
+    def redis_ok(self) -> bool:
+        return not self.holds.breaker.is_open
+
+    async def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do work after the reply: at once when too much of it is waiting, and before a clean stop in any case.
+
+        For work that may be lost when the process is killed, because something else makes up for it.
+        """
+        if len(self._later) >= MAX_LATER:
+            await _quietly(work)
+            return
+        task = asyncio.create_task(_quietly(work))
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def drain(self) -> None:
+        if self._later:
+            await asyncio.wait(self._later, timeout=DRAIN_SECONDS)
+
+
+async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await work
+    except RedisAway:
+        log.debug("redis_did_not_hear")
+    except Exception:
+        log.exception("work_after_the_reply_failed")
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Engine]:
+    """Open both stores, keep the loops going, and close everything. Starts also while a store is away.
+
+    Raises:
+        SettingsError: in production, a Redis that may evict holds.
+    """
+    engine = Engine(settings)
+    await engine.ledger.pool.open()
+    try:
+        if settings.production and await engine.holds.evicts():
+            raise SettingsError("REDIS_URL: this Redis may evict holds; set its maxmemory-policy to noeviction")
+        loops = [asyncio.create_task(watch_redis(engine)), asyncio.create_task(sweep(engine))]
+        try:
+            yield engine
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.wait(loops)
+            await engine.drain()
+    finally:
+        await engine.ledger.pool.close()
+        with contextlib.suppress(Exception):
+            await engine.holds.client.aclose()
+
+
+async def watch_redis(engine: Engine) -> None:
+    """Wait for the breaker to open; then probe, repair the mirror, and close it again."""
+    breaker = engine.holds.breaker
+    while True:
+        await breaker.opened.wait()
+        await asyncio.sleep(PROBE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one Redis
+        if await engine.holds.probe():
+            await _recover(engine)
+
+
+async def _recover(engine: Engine) -> None:
+    breaker = engine.holds.breaker
+    if breaker.open_since is None:
+        return
+    try:
+        with engine.holds.past_the_breaker():
+            slots = await engine.mirror.recover(breaker.open_since)
+    except (RedisAway, Unavailable) as error:
+        log.info("redis_not_trusted_yet", reason=str(error))
+        return
+    breaker.close()
+    log.info("mirror_recovered", slots=slots)
+
+
+async def sweep(engine: Engine) -> None:
+    """Expire lapsed holds that Postgres keeps, batch after batch, and tell the mirror."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one database
+        try:
+            await sweep_once(engine)
+        except Unavailable as error:
+            log.debug("sweep_postponed", reason=error.code)
+        except Exception:
+            log.exception("sweep_failed")
+
+
+async def sweep_once(engine: Engine) -> int:
+    """Expire one batch; returns how many slots got places back."""
+    slot_ids = await engine.ledger.sweep(SWEEP_SLOTS)
+    if slot_ids:
+        await engine.mirror.sync_quietly(await engine.ledger.counts(slot_ids))
+    return len(slot_ids)

@@ -1,0 +1,473 @@
+"""Redis: the holds, and the mirror of the slots' counts. Layer 1 (CARD-3): early rejection, never the truth.
+
+One function per script of `lua/`. Every script may run twice (a lost reply is asked again) and every caller must be
+able to go on without it: whatever is wrong with Redis arrives as `RedisAway`, in at most about 150 ms of a responsive
+event loop, and at once while the breaker is open. Knows nothing of Postgres.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+import redis.asyncio as aioredis
+import structlog
+from redis import exceptions as redis_errors
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from app.domain import Counts, Room, SlotFacts
+from app.paths import lua_dir
+from app.telemetry import DEGRADED
+from app.tokens import from_ms
+
+log = structlog.get_logger()
+T = TypeVar("T")
+Reply = list[Any]
+Client = aioredis.Redis | RedisCluster
+
+#: A call is given up after this many slices of waiting. Slices, because a process that was busy for 200 ms finds its
+#: timers due before it has looked at its sockets: it must not take its own lag for a dead Redis (design 5).
+WAIT_SLICES = 6
+WAIT_SLICE_SECONDS = 0.025
+#: Failures in a row that open the breaker: one may be a connection that a restart broke.
+FAILURES_TO_OPEN = 3
+#: How often an open breaker asks whether Redis takes writes again.
+PROBE_SECONDS = 0.25
+#: A "full" of counts older than this is verified in Postgres first: what a lost update can cost (reliability.md T-13).
+FRESH_SECONDS = 5
+#: How long a retry of a booking finds its record although the slot is full.
+SETTLED_SECONDS = 86_400
+#: Counts are forgotten this long after their slot has ended.
+FORGET_AFTER = timedelta(days=1)
+#: Connections per process. More would only make Redis, which has one core, take turns more often.
+MAX_CONNECTIONS = 16
+
+#: Error words of a Redis that is there but does not serve (reliability.md 4.1). Anything else is a bug worth a look.
+_NOT_SERVING = (
+    "READONLY", "NOREPLICAS", "OOM", "MISCONF", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH",
+    "NOPERM", "WRONGPASS", "UNBLOCKED",
+)  # fmt: skip
+
+
+_repairing: ContextVar[bool] = ContextVar("repairing", default=False)
+
+
+class RedisAway(Exception):
+    """Redis did not answer, or cannot do its work. The script may have run."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """The hold is there, by this call or (`again`) by an earlier one with the same id."""
+
+    now_ms: int
+    expires_at_ms: int
+    since_ms: int
+    again: bool
+
+
+class Full(msgspec.Struct, frozen=True):
+    """No room for the party; `next_expiry_ms` is when the next hold may lapse, 0 when there is none."""
+
+    now_ms: int
+    left: int
+    held: int
+    booked: int
+    next_expiry_ms: int
+    capacity: int
+
+
+class Extended(msgspec.Struct, frozen=True):
+    """A hold that lives on. `limited`: it was as long as allowed before, and did not move."""
+
+    now_ms: int
+    expires_at_ms: int
+    since_ms: int
+    quantity: int
+    limited: bool
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """No such live hold. `settled`: it was booked; `gone`: it lapsed, or this Redis never knew it."""
+
+    now_ms: int
+    how: Literal["settled", "released", "gone"]
+
+
+class HeldPlace(msgspec.Struct, frozen=True):
+    """One live hold, as operators see it."""
+
+    id: UUID
+    slot_id: UUID
+    quantity: int
+    since: datetime
+    expires_at: datetime
+    now: datetime
+
+
+class Mirrored(msgspec.Struct, frozen=True):
+    """One slot as Redis knows it; `room` is None when the mirror does not know its counts."""
+
+    room: Room | None
+    version: int
+    holds: list[HeldPlace]
+
+
+class Breaker:
+    """Counts failures in a row; while open, nobody waits for Redis and a probe of our own asks for it."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.open_since: datetime | None = None
+        self.opened = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        return self.open_since is not None
+
+    def failed(self) -> None:
+        self.failures += 1
+        if self.failures >= FAILURES_TO_OPEN and not self.is_open:
+            self.open_since = datetime.now(UTC)
+            self.opened.set()
+            DEGRADED.set(1)
+            log.warning("redis_away", failures=self.failures)
+
+    def succeeded(self) -> None:
+        self.failures = 0
+
+    def close(self) -> None:
+        self.failures, self.open_since = 0, None
+        self.opened.clear()
+        DEGRADED.set(0)
+        log.info("redis_back")
+
+
+class Script(msgspec.Struct, frozen=True):
+    text: str
+    sha: str
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One script call, ready to be sent alone or with others."""
+
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[str | int, ...]
+
+
+def read_scripts() -> dict[str, Script]:
+    texts = {path.stem: path.read_text() for path in lua_dir().glob("*.lua")}
+    return {
+        name: Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+        for name, text in texts.items()
+    }
+
+
+def connect(url: str) -> Client:
+    """Make a client without connecting. `redis+cluster://` and `rediss+cluster://` address a Redis Cluster.
+
+    No retries: redis-py's default of ten would run a script eleven times (reliability.md, finding 1). Its own timeout
+    is only the backstop of ours.
+    """
+    limits: dict[str, Any] = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
+    if "+cluster://" in url:
+        return RedisCluster.from_url(
+            url.replace("+cluster", "", 1), max_connections=MAX_CONNECTIONS, decode_responses=True, **limits
+        )
+    pool = aioredis.BlockingConnectionPool.from_url(
+        url, max_connections=MAX_CONNECTIONS, timeout=1, decode_responses=True, **limits
+    )
+    return aioredis.Redis.from_pool(pool)
+
+
+def slot_keys(resource_id: UUID, slot_id: UUID) -> dict[str, str]:
+    """Name every key of a slot. One hash tag per resource: a script's keys lie on one shard (libraries.md 4)."""
+    slot = f"hf:{{{resource_id}}}:{slot_id}"
+    return {
+        "mirror": f"{slot}:mirror",
+        "holds": f"{slot}:holds",
+        "parties": f"{slot}:parties",
+        "settled": f"{slot}:settled",
+        "active": f"hf:{{{resource_id}}}:active",
+    }
+
+
+class Holds:
+    """The scripts as functions. Every one raises `RedisAway` when Redis does not serve."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.breaker = Breaker()
+        self._scripts = read_scripts()
+
+    # -- one function per script ------------------------------------------------------------------------------------
+
+    async def take(self, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int) -> Taken | Full | str:
+        """Hold places, or learn why not: `Full`, or one of the words
+        settled, mismatch, closed, past, missing, stale (`lua/hold.lua` says when).
+        """
+        reply = await self.run(
+            self._call(
+                "hold", facts, ("mirror", "holds", "parties", "settled", "active"),
+                str(hold_id), quantity, ttl_ms, str(facts.id), FRESH_SECONDS * 1000,
+            )
+        )  # fmt: skip
+        match reply:
+            case ["held" | "again" as word, now, expires, since, _]:
+                return Taken(now, expires, since, again=word == "again")
+            case ["full", now, left, held, booked, next_expiry, capacity]:
+                return Full(now, left, held, booked, next_expiry, capacity)
+            case ["settled" | "mismatch" | "closed" | "past" | "missing" | "stale" as word]:
+                return str(word)
+        raise AssertionError(f"hold.lua said {reply!r}")
+
+    async def extend(self, facts: SlotFacts, hold_id: UUID, ttl_ms: int, longest_ms: int) -> Extended | Gone:
+        """Prolong a live hold to `ttl_ms` from now, at most `longest_ms` after it was taken (0: any)."""
+        reply = await self.run(
+            self._call(
+                "extend", facts, ("holds", "parties", "settled", "active"),
+                str(hold_id), ttl_ms, longest_ms, str(facts.id),
+            )
+        )  # fmt: skip
+        match reply:
+            case ["extended" | "limit" as word, now, expires, since, quantity]:
+                return Extended(now, expires, since, quantity, limited=word == "limit")
+            case ["settled" | "released" | "gone" as word, now]:
+                return Gone(now, word)
+        raise AssertionError(f"extend.lua said {reply!r}")
+
+    async def release(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
+        """Give a hold up; False when it was gone. With a token it is remembered as released until it would lapse."""
+        reply = await self.run(
+            self._call("release", facts, ("mirror", "holds", "parties", "settled"), str(hold_id), int(has_token))
+        )
+        return bool(reply[0] == "released")
+
+    async def settle(self, counts: Counts, hold_id: UUID, *, remember: bool) -> None:
+        """End a hold whose booking was committed, and apply the commit's counts."""
+        await self.run(self.settle_call(counts, hold_id, remember=remember))
+
+    async def sync(self, counts: Sequence[Counts], *, repair: bool = False) -> None:
+        """Bring the mirror of these slots to what Postgres said; newer wins, unless it is a repair."""
+        await self.run_many([self.sync_call(c, repair=repair) for c in counts])
+
+    async def rooms(self, slots: Sequence[tuple[UUID, UUID]]) -> dict[UUID, tuple[Room, int] | None]:
+        """Tell the counts and versions of slots given as (resource id, slot id); None: not in the mirror."""
+        by_resource: dict[UUID, list[UUID]] = {}
+        for resource_id, slot_id in slots:
+            by_resource.setdefault(resource_id, []).append(slot_id)
+        replies = await self.run_many([_room_call(resource, ids) for resource, ids in by_resource.items()])
+        return {
+            slot_id: _room(row)
+            for ids, reply in zip(by_resource.values(), replies, strict=True)
+            for slot_id, row in zip(ids, reply[1:], strict=True)
+        }
+
+    async def inspect(self, slots: Sequence[tuple[UUID, UUID]], most: int = 1000) -> list[Mirrored]:
+        """Tell all that Redis knows of slots given as (resource id, slot id), at most `most` holds of each."""
+        calls = [
+            Call("inspect", (keys["mirror"], keys["holds"], keys["parties"]), (most,))
+            for keys in (slot_keys(resource_id, slot_id) for resource_id, slot_id in slots)
+        ]
+        replies = await self.run_many(calls)
+        return [_mirrored(slot_id, reply) for (_, slot_id), reply in zip(slots, replies, strict=True)]
+
+    async def active_slots(self, resource_ids: Sequence[UUID]) -> list[tuple[UUID, UUID]]:
+        """List the slots of these resources that may have live holds, as (resource id, slot id)."""
+        # A minute of slack: the scores are of Redis' clock, and a lapsed slot shows no holds anyway.
+        earliest = int(datetime.now(UTC).timestamp() * 1000) - 60_000
+        found: list[tuple[UUID, UUID]] = []
+        for resource_id in resource_ids:
+            key = f"hf:{{{resource_id}}}:active"
+            await self._guarded(partial(self.client.zremrangebyscore, key, "-inf", earliest))
+            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1))
+            found += [(resource_id, UUID(member)) for member in members]
+        return found
+
+    # -- keys of holds' requests ------------------------------------------------------------------------------------
+
+    async def claim_key(self, hold_id: UUID, fingerprint: str) -> bool:
+        """Bind a keyed hold's id to what was asked; False when another request used the key (422)."""
+        key = f"hf:{{{hold_id}}}:asked"
+        await self._guarded(lambda: self.client.set(key, fingerprint, nx=True, ex=SETTLED_SECONDS))
+        return bool(await self._guarded(lambda: self.client.get(key)) == fingerprint)
+
+    # -- calls, also for `run_many` ---------------------------------------------------------------------------------
+
+    def settle_call(self, counts: Counts, hold_id: UUID, *, remember: bool) -> Call:
+        keys = slot_keys(counts.resource_id, counts.slot_id)
+        return Call(
+            "settle",
+            (keys["mirror"], keys["holds"], keys["parties"], keys["settled"]),
+            (str(hold_id), SETTLED_SECONDS * 1000 if remember else 0, *_count_args(counts)),
+        )
+
+    def sync_call(self, counts: Counts, *, repair: bool = False) -> Call:
+        keys = slot_keys(counts.resource_id, counts.slot_id)
+        return Call("sync", (keys["mirror"], keys["holds"], keys["parties"]), (*_count_args(counts), int(repair)))
+
+    def _call(self, script: str, facts: SlotFacts, names: Sequence[str], *args: str | int) -> Call:
+        keys = slot_keys(facts.resource_id, facts.id)
+        return Call(script, tuple(keys[name] for name in names), args)
+
+    # -- the one way to Redis ---------------------------------------------------------------------------------------
+
+    async def run(self, call: Call) -> Reply:
+        script = self._scripts[call.script]
+        try:
+            return await self._guarded(lambda: self._evalsha(script, call))
+        except redis_errors.NoScriptError:
+            return await self._guarded(lambda: self._eval(script, call))
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Reply]:
+        """Send calls in pipelines of at most 200; a Redis that lost its scripts is given them again, per reply."""
+        replies: list[Reply] = []
+        for start in range(0, len(calls), 200):
+            batch = calls[start : start + 200]
+            answers = await self._guarded(partial(self._pipelined, batch))
+            for call, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, redis_errors.NoScriptError):
+                    answer = await self.run(call)  # noqa: PLW2901 the second answer replaces the first
+                if isinstance(answer, BaseException):
+                    raise self._away(answer) from answer
+                replies.append(answer)
+        return replies
+
+    def _evalsha(self, script: Script, call: Call) -> Awaitable[Reply]:
+        return self.client.evalsha(script.sha, len(call.keys), *call.keys, *call.args)
+
+    def _eval(self, script: Script, call: Call) -> Awaitable[Reply]:
+        return self.client.eval(script.text, len(call.keys), *call.keys, *call.args)
+
+    async def _pipelined(self, calls: Sequence[Call]) -> list[Any]:
+        # transaction=False: each script is atomic by itself, and MULTI would tie keys of several shards together.
+        pipe = self.client.pipeline(transaction=False)
+        for call in calls:
+            pipe.execute_command("EVALSHA", self._scripts[call.script].sha, len(call.keys), *call.keys, *call.args)
+        return await pipe.execute(raise_on_error=False)
+
+    async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run one operation behind the breaker, bounded, and ask a second time when a connection was dead."""
+        if self.breaker.is_open and not _repairing.get():
+            raise RedisAway("the breaker is open")
+        try:
+            try:
+                result = await bounded(operation())
+            except redis_errors.ConnectionError as error:
+                if isinstance(error, redis_errors.BusyLoadingError | redis_errors.AuthenticationError):
+                    raise
+                await self._drop_idle_connections()
+                result = await bounded(operation())
+        except redis_errors.NoScriptError:
+            raise
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            raise self._away(error) from error
+        self.breaker.succeeded()
+        return result
+
+    def _away(self, error: BaseException) -> RedisAway:
+        word = str(error).split(" ", 1)[0].rstrip(":")
+        if isinstance(error, redis_errors.ResponseError) and not str(error).startswith(_NOT_SERVING):
+            log.error("redis_error", error=str(error))  # a script of ours failed: Postgres answers, a person must look
+        else:
+            self.breaker.failed()
+        return RedisAway(word or type(error).__name__)
+
+    async def _drop_idle_connections(self) -> None:
+        """After a restart every pooled connection is dead: a retry must not draw the next dead one."""
+        if isinstance(self.client, aioredis.Redis):
+            await self.client.connection_pool.disconnect(inuse_connections=False)
+
+    # -- coming back ------------------------------------------------------------------------------------------------
+
+    async def probe(self) -> bool:
+        """Ask for a write, past the breaker: a read-only or full Redis answers PING, but cannot hold."""
+        try:
+            await bounded(self.client.set("hf:probe", "1", px=1000))
+        except (redis_errors.RedisError, OSError, TimeoutError):
+            with contextlib.suppress(Exception):
+                await self._drop_idle_connections()
+            return False
+        return True
+
+    @contextmanager
+    def past_the_breaker(self) -> Iterator[None]:
+        """Let this task's calls through while everybody else still goes without Redis: for repairs before closing."""
+        token = _repairing.set(True)
+        try:
+            yield
+        finally:
+            _repairing.reset(token)
+
+    async def evicts(self) -> bool:
+        """Tell whether this Redis may delete holds to make room (reliability.md, finding 8)."""
+        with contextlib.suppress(redis_errors.RedisError, OSError, TimeoutError):
+            policy = await bounded(self.client.config_get("maxmemory-policy"))
+            return bool(policy.get("maxmemory-policy", "noeviction") != "noeviction")
+        return False  # hosted Redis often forbids CONFIG: nothing was learned
+
+
+async def bounded(awaitable: Awaitable[T]) -> T:
+    """Wait for at most about 150 ms during which this process was able to look at its sockets.
+
+    Raises:
+        TimeoutError: no answer. The operation was given up, its connection with it; it may still take effect.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        for _ in range(WAIT_SLICES):
+            done, _pending = await asyncio.wait({task}, timeout=WAIT_SLICE_SECONDS)
+            if done:
+                return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_consume)
+    raise TimeoutError("no answer from Redis")
+
+
+def _consume(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _count_args(counts: Counts) -> tuple[int, ...]:
+    forget = max(counts.ends_at, datetime.now(UTC)) + FORGET_AFTER
+    return (counts.capacity, counts.booked, counts.version, int(counts.open), to_ms(counts.starts_at), to_ms(forget))
+
+
+def to_ms(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)
+
+
+def _room_call(resource_id: UUID, slot_ids: Sequence[UUID]) -> Call:
+    keys = [slot_keys(resource_id, slot_id) for slot_id in slot_ids]
+    return Call("room", tuple(k[name] for k in keys for name in ("mirror", "holds", "parties")), ())
+
+
+def _room(row: list[int]) -> tuple[Room, int] | None:
+    if not row:
+        return None
+    capacity, booked, held, is_open, version = row
+    return Room(capacity, booked, held, bool(is_open)), version
+
+
+def _mirrored(slot_id: UUID, reply: Reply) -> Mirrored:
+    _, now, counts, *fields = reply
+    holds = [
+        HeldPlace(UUID(hold_id), slot_id, quantity, from_ms(since), from_ms(expires), from_ms(now))
+        for hold_id, quantity, since, expires in zip(*[iter(fields)] * 4, strict=True)
+    ]
+    if not counts:
+        return Mirrored(None, -1, holds)
+    capacity, booked, held, is_open, version, _seen = counts
+    return Mirrored(Room(capacity, booked, held, bool(is_open)), version, holds)

@@ -1,0 +1,500 @@
+"""Postgres: the truth. Layers 2 and 3: one function call per commit, and the constraints behind it.
+
+Raw psycopg, one statement per round trip, each its own transaction (autocommit): when a function here returns, its
+change is committed. A server's error is final and says so; a reply that never came is *in doubt*, and `commit` settles
+the doubt instead of guessing (design 4). Knows nothing of Redis.
+"""
+
+import asyncio
+import random
+import select
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+import psycopg
+import structlog
+from psycopg import errors as pg
+from psycopg.rows import namedtuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from app.domain import LIVE, Booking, Counts, Customer, Slot, SlotFacts
+from app.errors import Busy, DatabaseUnavailable, Overloaded
+from app.telemetry import BACKSTOP_CONFLICTS, IN_DOUBT
+from app.tokens import new_id
+
+log = structlog.get_logger()
+T = TypeVar("T")
+Row = Any  # psycopg's named tuples: the fields are those of the statement above each use
+
+#: The server ends a statement that waits this long for a lock: the answer is "busy", never "taken".
+LOCK_TIMEOUT_MS = 1_000
+#: … or that runs this long in all.
+STATEMENT_TIMEOUT_MS = 2_000
+#: No reply after this long: the connection is given up, its statement in doubt. More than the server allows itself.
+REPLY_TIMEOUT_SECONDS = 3.0
+#: Waiting for a free connection, and how many may wait at once.
+POOL_TIMEOUT_SECONDS = 1.0
+POOL_MAX_WAITING = 1_000
+#: Connections per process. A commit takes about a millisecond: few of them carry thousands a second.
+POOL_MAX_SIZE = 8
+#: Deadlocks and serialization failures are tried again, a little apart.
+MAX_TRIES = 3
+
+Word = Literal[
+    "booked",
+    "replayed",
+    "mismatch",
+    "resolved",
+    "lapsed",
+    "not_found",
+    "closed",
+    "past",
+    "too_many",
+    "full",
+    "occupied",
+]
+
+#: Layer 3: what a violated rule means to the one who asked (reliability.md T-19). Any other is a bug, and a 500.
+_TAKEN_BY_RULE: Mapping[str, Word] = {
+    "slots_available_count_range": "full",
+    "bookings_one_live_on_exclusive_slot": "full",
+    "occupied_one_thing_at_a_time": "occupied",
+}
+#: A rival with the same id or key was committed meanwhile: asked again, the function sees its row.
+_SAME_REQUEST_RULES = ("bookings_pkey", "bookings_one_per_idempotency_key")
+
+
+class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One place in the list that `commit_bookings` takes; see the SQL function for the meaning of each field."""
+
+    id: UUID
+    slot_id: UUID
+    venue_id: UUID
+    quantity: int
+    status: Literal["confirmed", "held"]
+    actor: str
+    ttl_ms: int | None = None
+    hold_deadline: datetime | None = None
+    key: str | None = None
+    fingerprint: str | None = None
+    repeat: bool | None = None
+    name: str | None = None
+    email: str | None = None
+    phone: str | None = None
+    metadata: str | None = None
+    manage_hash: str | None = None
+    request_id: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one request. `available_after` is the slot's count after it, `counts` after the whole list."""
+
+    word: Word
+    at: datetime
+    available_after: int
+    created_at: datetime | None
+    deadline: datetime | None
+    may_free_at: datetime | None
+    counts: Counts | None
+
+
+class StoredBooking(msgspec.Struct, frozen=True):
+    booking: Booking
+    manage_token_hash: bytes | None
+    #: What the first answer said of the slot; a replay repeats it.
+    available_after: int
+    expired_at: datetime | None
+
+
+class InDoubt(Exception):
+    """The statement was sent, its reply never came."""
+
+
+class RuleViolated(Exception):
+    """Layer 3 refused: a constraint that layers 1 and 2 should have kept."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+class Ledger:
+    """A bounded pool of connections and the statements that run on them."""
+
+    def __init__(self, database_url: str, *, max_size: int = POOL_MAX_SIZE) -> None:
+        self.pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
+            database_url,
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": 2,
+                "row_factory": namedtuple_row,
+                "application_name": "holdfast",
+                "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+                " -c TimeZone=UTC",
+                # A dead network is noticed by TCP itself within seconds, also while nobody waits.
+                "keepalives_idle": 10,
+                "tcp_user_timeout": 5_000,
+            },
+            min_size=1,
+            max_size=max_size,
+            timeout=POOL_TIMEOUT_SECONDS,
+            max_waiting=POOL_MAX_WAITING,
+            check=_refuse_dead_connection,
+            reconnect_timeout=0.5,  # give up early and try anew with the next request: Postgres may be back by then
+            open=False,
+        )
+
+    # -- the booking path -------------------------------------------------------------------------------------------
+
+    async def commit(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        """Decide and write a list of requests in one transaction, one round trip. Order of answers = order of requests.
+
+        Raises:
+            RuleViolated: layer 3 refused the whole list; nothing was written. Callers repeat it one by one.
+            Busy, Overloaded: nothing was written.
+            DatabaseUnavailable: `effect_none` says whether that is certain.
+        """
+        attempt = new_id()
+        try:
+            return await self._commit(attempt, requests)
+        except InDoubt:
+            IN_DOUBT.inc()
+            return await self._resolve(attempt, requests)
+
+    async def commit_one(self, request: CommitRequest) -> Outcome:
+        """Commit a single request; what layer 3 refuses becomes the refusal it stands for."""
+        for _ in range(2):
+            try:
+                return (await self.commit([request]))[0]
+            except RuleViolated as violation:
+                if violation.rule in _SAME_REQUEST_RULES:
+                    continue
+                BACKSTOP_CONFLICTS.inc()
+                log.warning("backstop_conflict", rule=violation.rule)
+                return await self._refused_by_rule(request, _TAKEN_BY_RULE[violation.rule])
+        raise Busy  # a rival with the same key keeps coming and going
+
+    async def _commit(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        rows = await self._rows("SELECT * FROM commit_bookings(%s, %s)", (attempt, _jsonb(requests)))
+        return [_outcome(row) for row in rows]
+
+    async def _resolve(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        """Settle an attempt whose reply was lost: make sure it is over, then ask the same again.
+
+        The first step waits for the attempt if it runs, and disarms it if it has not begun; so the second finds what it
+        wrote, or writes it now, and its answer is final. Without both, nobody may say "taken" or "nothing happened".
+        """
+        try:
+            await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, sorted({r.slot_id for r in requests})))
+            return await self._commit(new_id(), [msgspec.structs.replace(r, repeat=True) for r in requests])
+        except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
+            raise DatabaseUnavailable(effect_none=False) from error
+
+    async def _refused_by_rule(self, request: CommitRequest, word: Word) -> Outcome:
+        row = await self._row(
+            "SELECT clock_timestamp() AS at, available_count FROM slots WHERE id = %s", (request.slot_id,)
+        )
+        counts = await self.counts([request.slot_id])
+        return Outcome(word, row.at, row.available_count, None, None, None, counts[0])
+
+    async def cancel(
+        self, booking_id: UUID, actor: str, request_id: str | None, *, only_held: bool = False
+    ) -> tuple[str, Counts | None]:
+        """End a booking once; returns the word of `cancel_booking` and its slot's counts. Repeating it is harmless."""
+        statement, values = "SELECT * FROM cancel_booking(%s, %s, %s, %s)", (booking_id, only_held, actor, request_id)
+        try:
+            row = await self._row(statement, values)
+        except InDoubt:
+            try:
+                row = await self._row(statement, values)
+            except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
+                raise DatabaseUnavailable(effect_none=False) from error
+        return row.word, None if row.slot_id is None else _counts(row)
+
+    async def extend_held(self, hold_id: UUID, ttl_ms: int, longest_ms: int) -> Row | None:
+        """Prolong a hold that Postgres keeps, as `extend.lua` does. None: no such live hold."""
+        return await self._settled_row(
+            "UPDATE bookings SET expires_at = greatest(expires_at, least("
+            "  clock_timestamp() + %(ttl)s * interval '1 ms', created_at + %(longest)s * interval '1 ms'))"
+            " WHERE id = %(id)s AND status = 'held' AND expires_at > clock_timestamp()"
+            " RETURNING slot_id, quantity, created_at, expires_at, clock_timestamp() AS now,"
+            "   expires_at >= created_at + %(longest)s * interval '1 ms' AS limited",
+            {"id": hold_id, "ttl": ttl_ms, "longest": longest_ms},
+        )
+
+    async def booking(self, booking_id: UUID) -> StoredBooking | None:
+        row = await self._settled_row(
+            "SELECT b.*, s.available_count FROM bookings AS b JOIN slots AS s ON s.id = b.slot_id WHERE b.id = %s",
+            (booking_id,),
+        )
+        return None if row is None else _stored(row)
+
+    async def sweep(self, batch: int) -> list[UUID]:
+        """Expire lapsed holds of at most `batch` slots (design 8); returns the slots whose counts changed."""
+        return [row[0] for row in await self._settled_rows("SELECT sweep_lapsed_holds(%s)", (batch,))]
+
+    # -- slots ------------------------------------------------------------------------------------------------------
+
+    async def facts(self, slot_id: UUID) -> tuple[SlotFacts, Counts] | None:
+        row = await self._settled_row(
+            "SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, v.hold_ttl_seconds, v.hold_max_seconds"
+            " FROM slots AS s JOIN venues AS v ON v.id = s.venue_id WHERE s.id = %s",
+            (slot_id,),
+        )
+        if row is None:
+            return None
+        facts = SlotFacts(
+            row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
+            row.hold_ttl_seconds, row.hold_max_seconds,
+        )  # fmt: skip
+        return facts, _counts(row)
+
+    async def counts(self, slot_ids: Sequence[UUID]) -> list[Counts]:
+        rows = await self._settled_rows(
+            "SELECT *, id AS slot_id, status = 'open' AS is_open FROM slots WHERE id = ANY (%s)", (list(slot_ids),)
+        )
+        return [_counts(row) for row in rows]
+
+    async def upcoming_counts(self, after: UUID | None, limit: int) -> list[Counts]:
+        """Page through the slots that have not ended, in id order."""
+        rows = await self._settled_rows(
+            "SELECT *, id AS slot_id, status = 'open' AS is_open FROM slots"
+            " WHERE ends_at > now() AND (%(after)s::uuid IS NULL OR id > %(after)s)"
+            " ORDER BY id LIMIT %(limit)s",
+            {"after": after, "limit": limit},
+        )
+        return [_counts(row) for row in rows]
+
+    async def changed_since(self, instant: datetime) -> list[tuple[Counts, list[UUID]]]:
+        """List the slots that changed since, with the bookings behind it: what Redis may have missed."""
+        rows = await self._settled_rows(
+            "SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, e.booking_ids FROM ("
+            "  SELECT slot_id, array_agg(DISTINCT booking_id) FILTER (WHERE booking_id IS NOT NULL) AS booking_ids"
+            "  FROM events WHERE at >= %s AND slot_id IS NOT NULL GROUP BY slot_id) AS e"
+            " JOIN slots AS s ON s.id = e.slot_id",
+            (instant,),
+        )
+        return [(_counts(row), row.booking_ids or []) for row in rows]
+
+    async def settled_among(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Of these hold ids, those that have become rows: Redis must not count them as holds as well."""
+        rows = await self._settled_rows("SELECT id FROM bookings WHERE id = ANY (%s)", (list(ids),))
+        return {row.id for row in rows}
+
+    async def live_in_slot(self, slot_id: UUID) -> list[StoredBooking]:
+        rows = await self._settled_rows(
+            "SELECT b.*, s.available_count FROM bookings AS b JOIN slots AS s ON s.id = b.slot_id"
+            " WHERE b.slot_id = %s AND b.status = ANY (%s) ORDER BY b.created_at, b.id",
+            (slot_id, list(LIVE)),
+        )
+        return [_stored(row) for row in rows]
+
+    async def held_rows(self, venue_slug: str | None, slot_id: UUID | None) -> list[Row]:
+        """List the holds that Postgres keeps, taken while Redis was away; those that end first first."""
+        return await self._settled_rows(
+            "SELECT b.id, b.slot_id, b.quantity, b.created_at, b.expires_at, clock_timestamp() AS now"
+            " FROM bookings AS b JOIN venues AS v ON v.id = b.venue_id"
+            " WHERE b.status = 'held' AND b.expires_at > clock_timestamp()"
+            "   AND (%(venue)s::text IS NULL OR v.slug = %(venue)s)"
+            "   AND (%(slot)s::uuid IS NULL OR b.slot_id = %(slot)s)"
+            " ORDER BY b.expires_at LIMIT 1000",
+            {"venue": venue_slug, "slot": slot_id},
+        )
+
+    async def resource_ids(self, venue_slug: str | None) -> list[UUID]:
+        rows = await self._settled_rows(
+            "SELECT r.id FROM resources AS r JOIN venues AS v ON v.id = r.venue_id"
+            " WHERE %(slug)s::text IS NULL OR v.slug = %(slug)s ORDER BY r.id",
+            {"slug": venue_slug},
+        )
+        return [row.id for row in rows]
+
+    async def slots_near(self, facts: SlotFacts, limit: int) -> list[Slot]:
+        """List open slots of the same resource that have not begun, the nearest in time first.
+
+        Two index scans outwards from the slot (`slots_by_resource_time`), so the resource may have years of slots.
+        """
+        rows = await self._settled_rows(
+            "SELECT n.*, n.id AS slot_id, v.slug, v.timezone, r.name AS resource_name,"
+            "   n.one_at_a_time AND EXISTS (SELECT FROM occupied AS o WHERE o.slot_id <> n.id AND"
+            "     int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
+            "     AND o.during && tstzrange(n.starts_at, n.ends_at)) AS blocked"
+            " FROM ((SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
+            "          AND starts_at >= greatest(%(at)s, now()) ORDER BY starts_at, id LIMIT %(limit)s)"
+            "       UNION ALL"
+            "       (SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
+            "          AND starts_at < %(at)s AND starts_at > now() ORDER BY starts_at DESC, id LIMIT %(limit)s)) AS n"
+            " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
+            " ORDER BY abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id LIMIT %(limit)s",
+            {"resource": facts.resource_id, "slot": facts.id, "at": facts.starts_at, "limit": limit},
+        )
+        return [_slot(row) for row in rows]
+
+    async def ping(self) -> None:
+        await self._settled_rows("SELECT 1", ())
+
+    # -- the one way to Postgres ------------------------------------------------------------------------------------
+
+    async def _row(self, statement: str, values: Any) -> Row:
+        return (await self._rows(statement, values))[0]
+
+    async def _settled_rows(self, statement: str, values: Any) -> list[Row]:
+        """Run a statement that may be lost without harm: reads, and changes that find themselves done."""
+        try:
+            return await self._rows(statement, values)
+        except InDoubt as error:
+            raise DatabaseUnavailable(effect_none=True) from error
+
+    async def _settled_row(self, statement: str, values: Any) -> Row | None:
+        rows = await self._settled_rows(statement, values)
+        return rows[0] if rows else None
+
+    async def _rows(self, statement: str, values: Any) -> list[Row]:
+        """Run one statement in its own transaction, bounded in every wait.
+
+        Raises:
+            InDoubt: sent, but no reply came.
+            RuleViolated, Busy, Overloaded, DatabaseUnavailable(effect_none=True): certainly without effect.
+        """
+        for attempt in range(1, MAX_TRIES + 1):
+            try:
+                return await self._rows_once(statement, values)
+            except (pg.DeadlockDetected, pg.SerializationFailure) as error:
+                if attempt == MAX_TRIES:
+                    raise Busy from error
+                await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 jitter is no secret
+        raise AssertionError("unreachable")
+
+    async def _rows_once(self, statement: str, values: Any) -> list[Row]:
+        failures = self._connection_failures()
+        try:
+            connection = await self.pool.getconn()
+        except TooManyRequests as error:
+            raise Overloaded from error
+        except PoolTimeout as error:
+            if self._connection_failures() == failures:
+                raise Busy from error  # all connections are at work, none is broken
+            raise DatabaseUnavailable(effect_none=True) from error
+        reply = asyncio.ensure_future(self._reply(connection, statement, values))
+        try:
+            return await within(reply, REPLY_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            raise InDoubt from error
+
+    def _connection_failures(self) -> int:
+        stats = self.pool.get_stats()
+        return stats.get("connections_errors", 0) + stats.get("connections_lost", 0)
+
+    async def _reply(self, connection: psycopg.AsyncConnection[Row], statement: str, values: Any) -> list[Row]:
+        """Execute and fetch, and give the connection back: also when nobody waits for the reply any more."""
+        try:
+            cursor = await connection.execute(statement, values)
+            return await cursor.fetchall()
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
+            raise _translated(error) from error
+        except psycopg.IntegrityError as error:
+            raise RuleViolated(error.diag.constraint_name or "") from error
+        finally:
+            await self.pool.putconn(connection)
+
+
+async def within(reply: asyncio.Future[T], seconds: float) -> T:
+    """Wait for a reply without cancelling it: psycopg takes seconds to cancel (reliability.md 4.2, row 44).
+
+    A reply that comes too late, or whose caller went away, is finished in the background.
+    """
+    done, _ = await asyncio.wait({reply}, timeout=seconds)
+    if not done:
+        reply.add_done_callback(lambda future: future.cancelled() or future.exception())
+        raise TimeoutError("no answer from Postgres")
+    return reply.result()
+
+
+async def _refuse_dead_connection(connection: psycopg.AsyncConnection[Row]) -> None:
+    """Look whether an idle connection has something to say: it can only be goodbye. Costs no round trip.
+
+    Without this the first request after a restart of Postgres would be sent into a dead socket, and be in doubt.
+    """
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+    if poller.poll(0):
+        raise psycopg.OperationalError("the server closed this connection while it was idle")
+
+
+def _translated(error: psycopg.Error) -> Exception:
+    """Tell the server's words apart: busy, unable, or no word at all (in doubt)."""
+    if isinstance(error, pg.DeadlockDetected | pg.SerializationFailure):
+        return error
+    if isinstance(error, pg.LockNotAvailable | pg.QueryCanceled):
+        return Busy()
+    state = error.sqlstate or ""
+    # Insufficient resources, a read-only server, not accepting connections: it said no, so nothing was done.
+    if state.startswith("53") or state in {"25006", "57P03"}:
+        return DatabaseUnavailable(effect_none=True)
+    # No state: the connection broke. 57P01/57P02: the server was told to end it, perhaps after the commit.
+    if not state or state.startswith(("08", "57P")):
+        return InDoubt()
+    return error
+
+
+def _jsonb(requests: Sequence[CommitRequest]) -> str:
+    return msgspec.json.encode(requests).decode()
+
+
+def _counts(row: Row) -> Counts:
+    return Counts(
+        row.slot_id, row.resource_id, row.capacity, row.available_count, row.version, row.is_open,
+        row.starts_at, row.ends_at,
+    )  # fmt: skip
+
+
+def _outcome(row: Row) -> Outcome:
+    counts = None if row.resource_id is None else _counts(row)
+    return Outcome(
+        row.word, row.at, row.available_after or 0, row.created_at, row.deadline, row.may_free_at, counts
+    )  # fmt: skip
+
+
+def _stored(row: Row) -> StoredBooking:
+    customer = None
+    if row.customer_name is not None:
+        customer = Customer(row.customer_name, row.customer_email, row.customer_phone)
+    booking = Booking(
+        id=row.id,
+        venue_id=row.venue_id,
+        slot_id=row.slot_id,
+        quantity=row.quantity,
+        status=row.status,
+        customer=customer,
+        metadata=row.metadata,
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        confirmed_at=row.confirmed_at,
+        cancelled_at=row.cancelled_at,
+        available_count=row.available_count,
+    )
+    return StoredBooking(booking, row.manage_token_hash, row.available_after, row.expired_at)
+
+
+def _slot(row: Row) -> Slot:
+    return Slot(
+        id=row.slot_id,
+        venue_id=row.venue_id,
+        venue=row.slug,
+        timezone=row.timezone,
+        resource_id=row.resource_id,
+        resource_name=row.resource_name,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        capacity=row.capacity,
+        available_count=row.available_count,
+        open=row.status == "open",
+        blocked=row.blocked,
+        held_rows=0,
+        version=row.version,
+        price_amount=row.price_amount,
+        price_currency=row.price_currency,
+    )

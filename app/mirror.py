@@ -1,0 +1,274 @@
+"""The mirror: keeps what Redis knows of the slots equal to Postgres, and what a process remembers of both.
+
+Beside `booking` the only module that knows the two stores. Nothing here decides whether a place is sold: a mirror that
+is missing, stale or wrong costs a round trip or an early answer, never a wrong sale (design, promise 4).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from app.domain import Counts, Room, Slot, SlotFacts
+from app.errors import SlotNotFound
+from app.holds import Holds, Mirrored, RedisAway
+from app.ledger import Ledger
+from app.telemetry import DRIFT, MIRROR_LOADS
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+#: What never changes about a slot is remembered for this many slots; its venue's hold policy is read again after …
+KNOWN_SLOTS = 50_000
+KNOWN_SECONDS = 60.0
+#: Which slots are near changes rarely; whether they have room is asked of the mirror each time.
+NEAR_SECONDS = 5.0
+#: Alternatives are looked for among this many neighbours, and at most this many are told (api.md).
+NEAR_SLOTS = 20
+MAX_ALTERNATIVES = 5
+#: Changes this long before Redis was noticed missing are compared as well: calls that were waiting for it.
+OUTAGE_MARGIN = timedelta(seconds=10)
+#: Releases kept for a Redis that is away. What is beyond it lapses by itself.
+MAX_UNHEARD = 1_000
+#: Slots compared per round trip.
+RECONCILE_BATCH = 500
+
+Alternative = tuple[Slot, Room]
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """A slot whose mirror said something else than Postgres, before the repair."""
+
+    slot_id: UUID
+    field: str
+    mirrored: int
+    actual: int
+
+
+class Reconciled(msgspec.Struct, frozen=True):
+    slots: int
+    mirrored: int
+    drift: list[Drift]
+
+
+class Remembered(Generic[T]):
+    """Answers kept for a while, and asked for once when many want the same one at the same time (single flight).
+
+    Bounded: the oldest entry makes room for a new one. A failure is told to those who waited and not remembered.
+    """
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._size, self._seconds = size, seconds
+        self._entries: dict[UUID, tuple[float, T]] = {}
+        self._flights: dict[UUID, asyncio.Future[T]] = {}
+
+    def known(self, key: UUID) -> T | None:
+        entry = self._entries.get(key)
+        return entry[1] if entry and entry[0] > time.monotonic() else None
+
+    async def get(self, key: UUID, load: Callable[[], Awaitable[T]]) -> T:
+        value = self.known(key)
+        return value if value is not None else await self.load(key, load)
+
+    async def load(self, key: UUID, load: Callable[[], Awaitable[T]]) -> T:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self._fly(key, load))
+        # Shielded: one impatient caller does not take the answer away from the others.
+        return await asyncio.shield(flight)
+
+    async def _fly(self, key: UUID, load: Callable[[], Awaitable[T]]) -> T:
+        try:
+            value = await load()
+        finally:
+            del self._flights[key]
+        self._entries.pop(key, None)
+        if len(self._entries) >= self._size:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = (time.monotonic() + self._seconds, value)
+        return value
+
+
+class Mirror:
+    def __init__(self, holds: Holds, ledger: Ledger) -> None:
+        self.holds, self.ledger = holds, ledger
+        self._facts: Remembered[SlotFacts] = Remembered(KNOWN_SLOTS, KNOWN_SECONDS)
+        self._near: Remembered[list[Slot]] = Remembered(1_000, NEAR_SECONDS)
+        self._loads: Remembered[Counts] = Remembered(1, 0)
+        #: Holds given up while Redis could not hear it; bounded, because they lapse anyway.
+        self.unheard_releases: list[tuple[SlotFacts, UUID, bool]] = []
+
+    # -- knowing a slot ---------------------------------------------------------------------------------------------
+
+    async def facts(self, slot_id: UUID) -> SlotFacts:
+        """Tell what never changes about a slot; the first look reads Postgres and brings its counts into the mirror.
+
+        Raises:
+            SlotNotFound
+        """
+        return await self._facts.get(slot_id, lambda: self._read_facts(slot_id))
+
+    async def _read_facts(self, slot_id: UUID) -> SlotFacts:
+        found = await self.ledger.facts(slot_id)
+        if found is None:
+            raise SlotNotFound
+        facts, counts = found
+        await self.sync_quietly([counts])
+        return facts
+
+    async def load(self, slot_id: UUID) -> Counts:
+        """Bring a slot that the mirror does not know, or only knows by an old look, up to date: once for all askers."""
+        return await self._loads.load(slot_id, lambda: self._load(slot_id))
+
+    async def _load(self, slot_id: UUID) -> Counts:
+        MIRROR_LOADS.inc()
+        counts = await self.ledger.counts([slot_id])
+        if not counts:
+            raise SlotNotFound
+        await self.holds.sync(counts)
+        return counts[0]
+
+    def release_later(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> None:
+        if len(self.unheard_releases) < MAX_UNHEARD:
+            self.unheard_releases.append((facts, hold_id, has_token))
+
+    async def sync_quietly(self, counts: Sequence[Counts]) -> None:
+        """Tell Redis, if it listens. If not, the counts are compared again when it returns."""
+        try:
+            await self.holds.sync(counts)
+        except RedisAway:
+            log.debug("mirror_not_told", slots=len(counts))
+
+    # -- room -------------------------------------------------------------------------------------------------------
+
+    async def rooms(self, slots: Sequence[Slot]) -> dict[UUID, Room]:
+        """Tell what can be taken of each slot now: from the mirror where it knows it, else from the row itself."""
+        mirrored: dict[UUID, tuple[Room, int] | None] = {}
+        try:
+            mirrored = await self.holds.rooms([(slot.resource_id, slot.id) for slot in slots])
+        except RedisAway:
+            log.debug("rooms_without_redis", slots=len(slots))
+        rooms = {}
+        for slot in slots:
+            found = mirrored.get(slot.id)
+            rooms[slot.id] = _room(slot, found)
+        return rooms
+
+    async def alternatives(self, facts: SlotFacts, quantity: int) -> list[Alternative]:
+        """List slots of the same resource with room for the party, the nearest first. Never fails: it is a courtesy."""
+        try:
+            near = await self._near.get(facts.id, lambda: self._read_near(facts))
+            if self.holds.breaker.is_open:
+                near = await self._read_near(facts)  # nobody else knows the counts of this moment
+            rooms = await self.rooms(near)
+        except Exception:
+            log.warning("no_alternatives", slot_id=str(facts.id), exc_info=True)
+            return []
+        fitting = [(slot, rooms[slot.id]) for slot in near if not slot.blocked and rooms[slot.id].open]
+        return [(slot, room) for slot, room in fitting if room.available >= quantity][:MAX_ALTERNATIVES]
+
+    async def _read_near(self, facts: SlotFacts) -> list[Slot]:
+        near = await self.ledger.slots_near(facts, NEAR_SLOTS)
+        # Into the mirror with them: from here on it follows every change, and the next refusal asks nobody else.
+        await self.sync_quietly([_counts(slot) for slot in near])
+        return near
+
+    # -- repair -----------------------------------------------------------------------------------------------------
+
+    async def recover(self, since: datetime) -> int:
+        """Make the mirror trustworthy after an outage: tell it all that was committed meanwhile. Returns the slots.
+
+        The events know which slots changed, whichever process changed them, also one that has died since.
+
+        Raises:
+            RedisAway: it is gone again.
+        """
+        changed = await self.ledger.changed_since(since - OUTAGE_MARGIN)
+        calls = [self.holds.sync_call(counts) for counts, _ in changed]
+        # A booking's id is its hold's id: what became a row must not also count as a hold.
+        calls += [
+            self.holds.settle_call(counts, booking_id, remember=True) for counts, ids in changed for booking_id in ids
+        ]
+        await self.holds.run_many(calls)
+        releases, self.unheard_releases = self.unheard_releases, []
+        for facts, hold_id, has_token in releases:
+            await self.holds.release(facts, hold_id, has_token=has_token)
+        return len(changed)
+
+    async def reconcile(self, *, repair: bool = True, progress: Callable[[int], None] = lambda _: None) -> Reconciled:
+        """Compare every mirrored slot that has not ended with Postgres, and repair what differs (design 8).
+
+        Raises:
+            RedisAway, DatabaseUnavailable: it could not be finished.
+        """
+        total, mirrored, drift, after = 0, 0, list[Drift](), None
+        while page := await self.ledger.upcoming_counts(after, RECONCILE_BATCH):
+            after = page[-1].slot_id
+            seen = await self.holds.inspect([(c.resource_id, c.slot_id) for c in page])
+            settled = await self.ledger.settled_among([hold.id for slot in seen for hold in slot.holds])
+            suspects = [c for c, m in zip(page, seen, strict=True) if _differences(c, m, settled)]
+            found = await self._compare_again(suspects) if suspects else []
+            drift += found
+            if repair and found:
+                await self._repair({d.slot_id for d in found})
+            total, mirrored = total + len(page), mirrored + sum(m.room is not None for m in seen)
+            progress(len(page))
+        DRIFT.inc(len(drift))
+        return Reconciled(total, mirrored, drift)
+
+    async def _compare_again(self, suspects: Sequence[Counts]) -> list[Drift]:
+        """Look a second time, a moment later: a commit whose settle was on its way is no drift."""
+        await asyncio.sleep(0.2)
+        found = []
+        for before in suspects:
+            [actual] = await self.ledger.counts([before.slot_id])
+            [mirrored] = await self.holds.inspect([(before.resource_id, before.slot_id)])
+            settled = await self.ledger.settled_among([hold.id for hold in mirrored.holds])
+            found += _differences(actual, mirrored, settled)
+        return found
+
+    async def _repair(self, slot_ids: set[UUID]) -> None:
+        for counts in await self.ledger.counts(sorted(slot_ids)):
+            [mirrored] = await self.holds.inspect([(counts.resource_id, counts.slot_id)])
+            settled = await self.ledger.settled_among([hold.id for hold in mirrored.holds])
+            await self.holds.run_many(
+                [
+                    *(self.holds.settle_call(counts, hold_id, remember=False) for hold_id in settled),
+                    self.holds.sync_call(counts, repair=True),
+                ]
+            )
+
+
+def _room(slot: Slot, mirrored: tuple[Room, int] | None) -> Room:
+    from_row = Room(slot.capacity, slot.capacity - slot.available_count, 0, slot.open)
+    if mirrored is None:
+        return from_row
+    room, version = mirrored
+    # An older mirror belongs to commits whose settle is on its way: their inner holds stand for them until then.
+    # Closing and opening, however, has no hold to stand for it: there the newer word counts.
+    return room if version >= slot.version else Room(room.capacity, room.booked, room.held, slot.open)
+
+
+def _counts(slot: Slot) -> Counts:
+    return Counts(
+        slot.id, slot.resource_id, slot.capacity, slot.available_count, slot.version, slot.open,
+        slot.starts_at, slot.ends_at,
+    )  # fmt: skip
+
+
+def _differences(actual: Counts, mirrored: Mirrored, settled: set[UUID]) -> list[Drift]:
+    ghosts = sum(hold.quantity for hold in mirrored.holds if hold.id in settled)
+    pairs = [("booked_holds", ghosts, 0)]
+    if mirrored.room is not None:
+        room = mirrored.room
+        pairs += [
+            ("capacity", room.capacity, actual.capacity),
+            ("booked", room.booked, actual.booked),
+            ("open", int(room.open), int(actual.open)),
+        ]
+    return [Drift(actual.slot_id, field, mirror, truth) for field, mirror, truth in pairs if mirror != truth]

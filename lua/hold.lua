@@ -1,0 +1,58 @@
+-- hold: admit one holder into a slot, or say why not. Repeating it with the same hold id is harmless.
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the slot's counts
+-- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
+-- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
+-- KEYS[4]  hf:{<resource_id>}:<slot_id>:settled   zset  ids of booked holds, and "released:<id>", by when to forget them
+-- KEYS[5]  hf:{<resource_id>}:active              zset  slot ids with holds, scored by their latest expiry
+-- ARGV[1]  hold id      ARGV[2]  quantity      ARGV[3]  ttl, ms      ARGV[4]  slot id
+-- ARGV[5]  how long counts may say "full" unverified, ms
+-- Returns  {"held", now, expires, since, left} | {"again", now, expires, since, left} (this id held before)
+--          {"full", now, left, held, booked, next_expiry or 0, capacity} | {"settled"} | {"mismatch"}
+--          {"closed"} | {"past"} | {"missing"} | {"stale"} (load the counts from Postgres, then ask again)
+-- Safety   counts only live holds: lapsed ones are dropped first; never prolongs or doubles a hold of the same id;
+--          writes nothing on a refusal but the removal of what lapsed
+local mirror, holds, parties, settled, active = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local hold_id, quantity, ttl, slot_id, fresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local counts = redis.call('HMGET', mirror, 'cap', 'booked', 'held', 'open', 'starts', 'forget', 'seen')
+if not counts[1] then return {'missing'} end
+local capacity, booked, held = tonumber(counts[1]), tonumber(counts[2]), tonumber(counts[3])
+
+local lapsed = redis.call('ZRANGEBYSCORE', holds, '-inf', now)
+for _, id in ipairs(lapsed) do
+  held = held - tonumber(string.match(redis.call('HGET', parties, id) or '0', '^%d+'))
+  redis.call('ZREM', holds, id)
+  redis.call('HDEL', parties, id)
+end
+if #lapsed > 0 then redis.call('HSET', mirror, 'held', held) end
+local left = capacity - booked - held
+
+local expires = redis.call('ZSCORE', holds, hold_id)
+if expires then
+  local mine, since = string.match(redis.call('HGET', parties, hold_id) or '0:0', '^(%d+):(%d+)$')
+  if tonumber(mine) ~= quantity then return {'mismatch'} end
+  return {'again', now, tonumber(expires), tonumber(since), left}
+end
+if redis.call('ZSCORE', settled, hold_id) then return {'settled'} end
+if counts[4] ~= '1' then return {'closed'} end
+if now >= tonumber(counts[5]) then return {'past'} end
+
+if quantity > left then
+  if now - tonumber(counts[7]) > fresh then return {'stale'} end
+  local first = redis.call('ZRANGE', holds, 0, 0, 'WITHSCORES')
+  return {'full', now, left, held, booked, tonumber(first[2] or 0), capacity}
+end
+
+expires = now + ttl
+redis.call('ZADD', holds, expires, hold_id)
+redis.call('ZREM', settled, 'released:' .. hold_id) -- a keyed request may hold again what it released
+redis.call('HSET', parties, hold_id, quantity .. ':' .. string.format('%.0f', now))
+redis.call('HINCRBY', mirror, 'held', quantity)
+redis.call('ZADD', active, 'GT', expires, slot_id)
+if #redis.call('ZRANGE', holds, 0, 1) == 1 then -- the first hold makes the keys: let them be forgotten with the slot
+  redis.call('PEXPIREAT', holds, counts[6])
+  redis.call('PEXPIREAT', parties, counts[6])
+end
+return {'held', now, expires, now, left - quantity}

@@ -1,0 +1,23 @@
+-- release: give up a hold before it lapses. Repeating it is harmless.
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the slot's counts
+-- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
+-- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
+-- KEYS[4]  hf:{<resource_id>}:<slot_id>:settled   zset  ids of booked holds, and "released:<id>", by when to forget them
+-- ARGV[1]  hold id      ARGV[2]  1: somebody has a token for it
+-- Returns  {"released", quantity} | {"gone"}
+-- Safety   gives back exactly what this hold took, and only while it is there: a second release invents nothing. A
+--          token outlives its release; the mark keeps it from passing for one that Redis merely forgot
+local mirror, holds, parties, settled = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local hold_id, has_token = ARGV[1], ARGV[2] == '1'
+
+local expires = redis.call('ZSCORE', holds, hold_id)
+if not expires then return {'gone'} end
+redis.call('ZREM', holds, hold_id)
+if has_token then
+  redis.call('ZADD', settled, expires, 'released:' .. hold_id)
+  if redis.call('PTTL', settled) < 86400000 then redis.call('PEXPIRE', settled, 86400000) end
+end
+local quantity = tonumber(string.match(redis.call('HGET', parties, hold_id) or '0', '^%d+'))
+redis.call('HDEL', parties, hold_id)
+if redis.call('HEXISTS', mirror, 'cap') == 1 then redis.call('HINCRBY', mirror, 'held', -quantity) end
+return {'released', quantity}

@@ -1,0 +1,35 @@
+-- settle: turn a hold into a booking in the mirror: end the hold and apply the counts of the commit, in one step.
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the slot's counts
+-- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
+-- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
+-- KEYS[4]  hf:{<resource_id>}:<slot_id>:settled   zset  ids of booked holds, and "released:<id>", by when to forget them
+-- ARGV[1]  hold id      ARGV[2]  how long to remember that it became a booking, ms; 0: not at all
+-- ARGV[3]  capacity     ARGV[4]  booked      ARGV[5]  version      ARGV[6]  open, 1 or 0
+-- ARGV[7]  starts, Unix ms           ARGV[8]  when to forget the slot, Unix ms
+-- Returns  {"settled"} | {"older"} (the mirror knew these or newer counts already; the hold is ended all the same)
+-- Safety   counts are absolute and versioned: late, repeated and reordered calls converge on the newest. The record is
+--          left in the same step, so that a retry of the booking that took the last place is never told "full"
+local mirror, holds, parties, settled = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local hold_id, remember = ARGV[1], tonumber(ARGV[2])
+local capacity, booked, version, open, starts, forget = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local known = tonumber(redis.call('HGET', mirror, 'ver') or -1)
+if redis.call('ZREM', holds, hold_id) == 1 then
+  local quantity = tonumber(string.match(redis.call('HGET', parties, hold_id) or '0', '^%d+'))
+  redis.call('HDEL', parties, hold_id)
+  if known >= 0 then redis.call('HINCRBY', mirror, 'held', -quantity) end
+end
+if remember > 0 then
+  redis.call('ZREMRANGEBYSCORE', settled, '-inf', now)
+  redis.call('ZADD', settled, now + remember, hold_id)
+  redis.call('PEXPIRE', settled, remember)
+end
+if known < 0 then return {'older'} end -- an unknown slot is loaded whole by sync, which counts its holds
+if version < known then return {'older'} end
+
+redis.call('HSET', mirror, 'cap', capacity, 'booked', booked, 'ver', version, 'open', open, 'starts', starts,
+  'forget', forget, 'seen', now)
+redis.call('PEXPIREAT', mirror, forget)
+return {'settled'}
