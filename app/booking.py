@@ -93,23 +93,21 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     claim = await _claim(engine, request)
     mine = await _take_places(engine, claim)
     try:
-        outcome = await engine.ledger.commit_one(_commit_request(engine, claim, request, caller))
-    except Unavailable as error:
-        if error.effect_none and mine and claim.grant is None:
+        outcome = await engine.ledger.commit_one(_commit_request(engine, claim, mine, request, caller))
+    except Exception as error:
+        in_doubt = isinstance(error, Unavailable) and not error.effect_none
+        if mine and claim.grant is None and not in_doubt:
             await _give_back(engine, claim)
-        OUTCOMES.labels("book", error.code).inc()
-        raise
-    except BaseException:
-        if mine:
-            await engine.later(_release(engine, claim.facts, claim.id, has_token=False))
+        OUTCOMES.labels("book", getattr(error, "code", "error")).inc()
         raise
     OUTCOMES.labels("book", outcome.word).inc()
-    if outcome.word == "booked" and outcome.counts:
-        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=True))
+    if outcome.word == "booked":
+        await _settle_later(engine, claim, request, outcome)
         return _booked(claim, request, outcome), manage_token(engine.settings.secrets, claim.id)
     if outcome.word == "replayed":
-        return await _first_answer(engine, claim, outcome)
-    if mine:
+        await _settle_later(engine, claim, request, outcome)  # the first one's may have been lost with its process
+        return await _first_answer(engine, claim)
+    if mine and not (claim.grant and outcome.word == "mismatch"):  # a reused key is no reason to lose a hold
         await _give_back(engine, claim)
     if mine and outcome.word in ("full", "occupied"):
         BACKSTOP_CONFLICTS.inc()
@@ -174,7 +172,9 @@ async def _take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, 
     return await engine.holds.take(facts, hold_id, quantity, ttl_ms)
 
 
-def _commit_request(engine: Engine, claim: Claim, request: BookingRequest, caller: Caller) -> CommitRequest:
+def _commit_request(engine: Engine, claim: Claim, mine: bool, request: BookingRequest, caller: Caller) -> CommitRequest:
+    # A hold that Redis vouches for is alive, whatever its token says: it may have been extended since.
+    deadline = claim.grant.expires_at if claim.grant and not mine else None
     return CommitRequest(
         id=claim.id,
         slot_id=claim.facts.id,
@@ -182,7 +182,7 @@ def _commit_request(engine: Engine, claim: Claim, request: BookingRequest, calle
         quantity=claim.quantity,
         status="confirmed",
         actor=caller.actor,
-        hold_deadline=claim.grant.expires_at if claim.grant else None,
+        hold_deadline=deadline,
         key=request.key,
         fingerprint=_fingerprint(request),
         name=request.customer.name,
@@ -217,11 +217,16 @@ def _booked(claim: Claim, request: BookingRequest, outcome: Outcome) -> Booking:
     )
 
 
-async def _first_answer(engine: Engine, claim: Claim, outcome: Outcome) -> tuple[Booking, str]:
+async def _settle_later(engine: Engine, claim: Claim, request: BookingRequest, outcome: Outcome) -> None:
+    """Have the mirror follow the commit. Remembered only where a retry can come back with the same id."""
+    if outcome.counts:
+        remember = request.key is not None or claim.grant is not None
+        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=remember))
+
+
+async def _first_answer(engine: Engine, claim: Claim) -> tuple[Booking, str]:
     """Answer as the first time, word for word, whatever became of the booking since (promise 6)."""
     stored = await _stored(engine, claim.id)
-    if outcome.counts:  # the first one's settle may have been lost with its process
-        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=True))
     first = msgspec.structs.replace(
         stored.booking,
         status="confirmed",
@@ -294,10 +299,6 @@ async def _give_back(engine: Engine, claim: Claim) -> None:
     await _quiet_release(engine, claim.facts, claim.id, has_token=claim.grant is not None)
 
 
-async def _release(engine: Engine, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
-    return await engine.holds.release(facts, hold_id, has_token=has_token)
-
-
 async def _quiet_release(engine: Engine, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
     """Release, or have it released when Redis returns; until then the hold lapses by itself."""
     try:
@@ -334,7 +335,7 @@ async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | N
         case Taken() as taken:
             asked = f"{claim.facts.id}:{claim.quantity}"
             if key and not taken.again and not await engine.holds.claim_key(claim.id, asked):
-                await _release(engine, claim.facts, claim.id, has_token=False)
+                await _give_back(engine, claim)
                 raise IdempotencyKeyReused
             return _live(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
         case Full() as full:
@@ -346,8 +347,19 @@ async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | N
         case "mismatch":
             raise IdempotencyKeyReused
         case "settled":
-            raise _resolved(await _stored(engine, claim.id))
+            return await _held_before(engine, claim)
     raise RedisAway("the mirror does not keep this slot")
+
+
+async def _held_before(engine: Engine, claim: Claim) -> Hold:
+    """Answer a keyed hold whose id became a row: still held there (taken while Redis was away), or resolved."""
+    stored = await _stored(engine, claim.id)
+    booking = stored.booking
+    if booking.status != "held" or booking.expires_at is None:
+        raise _resolved(stored)
+    if (booking.slot_id, booking.quantity) != (claim.facts.id, claim.quantity):
+        raise IdempotencyKeyReused
+    return _row_hold(booking, booking.expires_at, datetime.now(UTC), replayed=True)
 
 
 async def _take_in_postgres(
@@ -519,9 +531,7 @@ async def _read_row(engine: Engine, claim: Claim, gone: Gone | None) -> Hold:
         return Hold(claim.id, claim.facts.id, claim.quantity, now, grant.expires_at, now, degraded=True)
     booking = stored.booking
     if booking.status == "held" and booking.expires_at and booking.expires_at > now:
-        return Hold(
-            booking.id, booking.slot_id, booking.quantity, booking.created_at, booking.expires_at, now, degraded=True
-        )
+        return _row_hold(booking, booking.expires_at, now)
     if booking.status in ("held", "expired"):
         expired_at = booking.expires_at or stored.expired_at or grant.expires_at
         raise HoldExpired(expired_at, await engine.mirror.alternatives(claim.facts, claim.quantity))
@@ -532,6 +542,13 @@ def _live(claim: Claim, since_ms: int, expires_at_ms: int, now_ms: int, *, repla
     return Hold(
         claim.id, claim.facts.id, claim.quantity, from_ms(since_ms), from_ms(expires_at_ms), from_ms(now_ms),
         degraded=False, replayed=replayed,
+    )  # fmt: skip
+
+
+def _row_hold(booking: Booking, expires_at: datetime, now: datetime, *, replayed: bool = False) -> Hold:
+    return Hold(
+        booking.id, booking.slot_id, booking.quantity, booking.created_at, expires_at, now,
+        degraded=True, replayed=replayed,
     )  # fmt: skip
 
 

@@ -172,6 +172,8 @@ class Ledger:
             except RuleViolated as violation:
                 if violation.rule in _SAME_REQUEST_RULES:
                     continue
+                if violation.rule not in _TAKEN_BY_RULE:
+                    raise
                 BACKSTOP_CONFLICTS.inc()
                 log.warning("backstop_conflict", rule=violation.rule)
                 return await self._refused_by_rule(request, _TAKEN_BY_RULE[violation.rule])

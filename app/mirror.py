@@ -162,9 +162,9 @@ class Mirror:
     async def alternatives(self, facts: SlotFacts, quantity: int) -> list[Alternative]:
         """List slots of the same resource with room for the party, the nearest first. Never fails: it is a courtesy."""
         try:
-            near = await self._near.get(facts.id, lambda: self._read_near(facts))
-            if self.holds.breaker.is_open:
-                near = await self._read_near(facts)  # nobody else knows the counts of this moment
+            # Without Redis the rows are the only counts, and must be of this moment.
+            recall = self._near.load if self.holds.breaker.is_open else self._near.get
+            near = await recall(facts.id, lambda: self._read_near(facts))
             rooms = await self.rooms(near)
         except Exception:
             log.warning("no_alternatives", slot_id=str(facts.id), exc_info=True)
