@@ -1,0 +1,76 @@
+"""The architecture as a test: imports go one way (design 9), and each store has one module that knows it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parent.parent / "app"
+
+#: What each module may import of ours. `api` and `cli` stand for their packages.
+ALLOWED = {
+    "paths": set(),
+    "domain": set(),
+    "errors": set(),
+    "telemetry": set(),
+    "tokens": set(),
+    "settings": set(),
+    "embedded": set(),
+    "migrate": {"paths"},
+    "schema": set(),
+    "holds": {"domain", "paths", "telemetry", "tokens"},
+    "ledger": {"domain", "errors", "telemetry", "tokens"},
+    "catalogue": {"domain", "errors", "schema", "telemetry", "tokens", "ledger"},
+    "mirror": {"domain", "errors", "holds", "ledger", "telemetry"},
+    "engine": {"errors", "holds", "ledger", "mirror", "settings"},
+    "booking": {"domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
+}
+TOP = {"main", "api", "cli"}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"app.{a.name}" for a in node.names] if node.module == "app" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("app.")}
+    return found
+
+
+def modules() -> list[str]:
+    return sorted(path.stem for path in APP.glob("*.py") if path.stem not in {"__init__", *TOP})
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_one_way(module):
+    assert module in ALLOWED, "a new module: say here what it may know"
+    assert imported(APP / f"{module}.py") <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("package", ["api", "cli"])
+def test_nobody_imports_upwards(package):
+    assert not any(package in imported(APP / f"{module}.py") for module in modules())
+
+
+@pytest.mark.parametrize(
+    ("library", "owners"),
+    [
+        ("redis", {"holds"}),
+        ("psycopg", {"ledger", "catalogue", "embedded"}),
+        ("sqlalchemy", {"schema", "catalogue"}),
+        ("litestar", set()),
+    ],
+)
+def test_each_store_has_its_module(library, owners):
+    users = {
+        path.stem
+        for path in APP.glob("*.py")
+        if path.stem not in TOP
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == library)
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == library for alias in node.names))
+    }
+    assert users <= owners

@@ -1,0 +1,57 @@
+"""A wrong setting stops the start with one line that names the variable (api.md)."""
+
+import pytest
+
+from app.settings import SettingsError, from_env
+
+GOOD = {
+    "REDIS_URL": "redis://localhost/0",
+    "DATABASE_URL": "postgresql://localhost/holdfast",
+    "HOLDFAST_OPERATOR_KEY": "k" * 16,
+    "HOLDFAST_SECRET": "s" * 32,
+}
+
+
+def test_defaults_are_those_of_the_contract():
+    settings = from_env(GOOD)
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert settings.hold_ttl_seconds == 300
+    assert settings.production
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", ""),
+        ("REDIS_URL", "http://localhost"),
+        ("DATABASE_URL", "mysql://localhost"),
+        ("DATABASE_URL", None),
+        ("HOLDFAST_OPERATOR_KEY", "short"),
+        ("HOLDFAST_SECRET", "short"),
+        ("HOLDFAST_SECRET", "s" * 32 + ",short"),
+        ("HOLDFAST_PORT", "http"),
+        ("HOLDFAST_PORT", "70000"),
+        ("HOLDFAST_WORKERS", "0"),
+        ("HOLDFAST_HOLD_TTL_SECONDS", "-1"),
+        ("HOLDFAST_HOLD_TTL_SECONDS", "5m"),
+        ("HOLDFAST_ENV", "prod"),
+        ("HOLDFAST_DEMO", "yes"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line(name, value):
+    environ = {k: v for k, v in {**GOOD, name: value}.items() if v is not None}
+    with pytest.raises(SettingsError) as error:
+        from_env(environ)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_spellings_of_the_stores_are_understood():
+    settings = from_env({**GOOD, "REDIS_URL": "valkey://h/0", "DATABASE_URL": "postgres://h/d"})
+    assert settings.redis_url == "redis://h/0"
+    assert settings.database_url == "postgresql://h/d"
+
+
+def test_secrets_are_not_shown():
+    assert "k" * 16 not in repr(from_env(GOOD))
+    assert "s" * 32 not in repr(from_env(GOOD))
