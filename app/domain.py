@@ -121,3 +121,39 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_at: datetime | None
     available_count: int
     replayed: bool = False
+
+
+# -- what operators keep and read: see `app/catalogue.py` ------------------------------------------------------------
+
+
+class Resource(msgspec.Struct, frozen=True):
+    id: UUID
+    venue: str
+    name: str
+    kind: ResourceKind
+    created_at: datetime
+
+
+class Venue(msgspec.Struct, frozen=True):
+    id: UUID
+    slug: str
+    name: str
+    timezone: str
+    payment: str
+    #: null: the service's default
+    hold_ttl_seconds: int | None
+    hold_max_seconds: int
+    created_at: datetime
+    resources: list[Resource]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line of the audit log. `seq` is its name; only (transaction, seq) is the order in which it became visible."""
+
+    seq: int
+    at: datetime
+    type: str
+    actor: str
+    slot_id: UUID | None
+    booking_id: UUID | None
+    data: dict[str, Any]

@@ -1,0 +1,684 @@
+"""Venues, resources, slots, and the lists that operators and widgets read: Postgres only, and never a booking.
+
+SQLAlchemy Core over a small pool of its own, so that a slow list cannot take a connection from the booking path.
+Everything is bounded: waiting for a connection, for a lock, for a statement, for a reply. Knows nothing of Redis:
+whoever changes a slot here tells `booking.slot_changed`.
+"""
+
+import asyncio
+import select as os_select
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors as pg
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from app.domain import Booking, Customer, Event, Resource, Slot, Venue
+from app.errors import (
+    Busy,
+    Conflict,
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    Problem,
+    ResourceNotFound,
+    SlotNotFound,
+    VenueNotFound,
+)
+from app.ledger import LOCK_TIMEOUT_MS, REPLY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, within
+from app.schema import answers, bookings, events, occupied, resources, slots, venues
+from app.tokens import new_id
+
+T = TypeVar("T")
+Row = Any  # SQLAlchemy's rows: the fields are those of the statement above each use
+
+#: Connections per process: lists and operators' changes are rare beside bookings.
+POOL_SIZE = 4
+POOL_TIMEOUT_SECONDS = 1.0
+
+#: A violated rule that the caller can do something about. Any other is a bug, and a 500.
+_PROBLEM_BY_RULE: Mapping[str, Callable[[], Problem]] = {
+    "venues_slug_unique": lambda: Conflict("There is a venue with this slug"),
+    "slots_available_count_range": lambda: Conflict("More places are booked than that capacity has"),
+    "bookings_one_live_on_exclusive_slot": lambda: Conflict("More places are booked than that capacity has"),
+    "slots_end_after_start": lambda: InvalidRequest("ends_at", "must be after starts_at, by at most 31 days"),
+}
+
+
+class NewVenue(msgspec.Struct, frozen=True, kw_only=True):
+    slug: str
+    name: str
+    timezone: str
+    payment: str
+    hold_ttl_seconds: int | None
+    hold_max_seconds: int
+
+
+class NewResource(msgspec.Struct, frozen=True, kw_only=True):
+    venue: str
+    name: str
+    kind: str
+
+
+class NewSlot(msgspec.Struct, frozen=True, kw_only=True):
+    venue: str
+    resource_id: UUID
+    starts_at: datetime
+    ends_at: datetime
+    capacity: int
+    price_amount: int | None
+    price_currency: str | None
+
+
+class SlotFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which slots to list. `room_for`: only those that may have room for so many; holds are not known here."""
+
+    venue: str | None = None
+    resource_id: UUID | None = None
+    service_id: UUID | None = None
+    starts_from: datetime | None = None
+    starts_before: datetime | None = None
+    room_for: int | None = None
+
+
+class BookingFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which bookings to list; the times are those of their slots."""
+
+    venue: str | None = None
+    slot_id: UUID | None = None
+    status: str | None = None
+    starts_from: datetime | None = None
+    starts_before: datetime | None = None
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    type: str | None = None
+    slot_id: UUID | None = None
+    booking_id: UUID | None = None
+
+
+class Keyed(msgspec.Struct, frozen=True):
+    """An Idempotency-Key, what it is used for, and the hash of what was asked."""
+
+    scope: str
+    key: str
+    fingerprint: bytes
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The body of an answer, and whether it was given before."""
+
+    body: bytes
+    replayed: bool
+
+
+class Catalogue:
+    """The statements and the pool they run on. Opens connections when first asked, so it starts without Postgres."""
+
+    def __init__(self, database_url: str) -> None:
+        self._engine = create_async_engine(
+            database_url,
+            pool_size=POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            hide_parameters=True,  # they are personal data, and errors are logged
+            connect_args={
+                "connect_timeout": 2,
+                "application_name": "holdfast-catalogue",
+                "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+                " -c TimeZone=UTC",
+                "keepalives_idle": 10,
+                "tcp_user_timeout": 5_000,
+            },
+        )
+        self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")  # saves BEGIN and COMMIT
+        sa.event.listen(self._engine.sync_engine, "checkout", _refuse_dead_connection)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    # -- venues and resources ---------------------------------------------------------------------------------------
+
+    async def venue(self, slug: str) -> Venue:
+        """Read a venue with its resources.
+
+        Raises:
+            VenueNotFound
+        """
+
+        async def read(connection: AsyncConnection) -> Venue:
+            row = (await connection.execute(sa.select(venues).where(venues.c.slug == slug))).one_or_none()
+            if row is None:
+                raise VenueNotFound
+            return _venue(row, await _resources_of(connection, [row.id]))
+
+        return await self._read(read)
+
+    async def venues(self, after: str | None, limit: int) -> list[Venue]:
+        """List venues by slug, after one."""
+
+        async def read(connection: AsyncConnection) -> list[Venue]:
+            query = sa.select(venues).order_by(venues.c.slug).limit(limit)
+            if after is not None:
+                query = query.where(venues.c.slug > after)
+            rows = (await connection.execute(query)).all()
+            of_venues = await _resources_of(connection, [row.id for row in rows])
+            return [_venue(row, of_venues) for row in rows]
+
+        return await self._read(read)
+
+    async def create_venue(
+        self, new: NewVenue, keyed: Keyed | None, request_id: str | None, render: Callable[[Venue], bytes]
+    ) -> Answer:
+        async def create(connection: AsyncConnection) -> bytes:
+            values = {**msgspec.structs.asdict(new), "id": new_id()}
+            row = (await connection.execute(sa.insert(venues).values(values).returning(venues))).one()
+            await _log(connection, "venue.created", request_id, [{"venue_id": row.id, "data": {"slug": row.slug}}])
+            return render(_venue(row, {}))
+
+        return await self._once(keyed, create)
+
+    async def change_venue(self, slug: str, changes: Mapping[str, Any], request_id: str | None) -> Venue:
+        """Change the given columns of a venue. None of them moves a booking.
+
+        Raises:
+            VenueNotFound
+        """
+
+        async def change(connection: AsyncConnection) -> Venue:
+            this = venues.c.slug == slug
+            query = sa.update(venues).where(this).values(changes).returning(venues) if changes else sa.select(venues)
+            row = (await connection.execute(query if changes else sa.select(venues).where(this))).one_or_none()
+            if row is None:
+                raise VenueNotFound
+            if changes:
+                event = {"venue_id": row.id, "data": {"changed": sorted(changes)}}
+                await _log(connection, "venue.updated", request_id, [event])
+            return _venue(row, await _resources_of(connection, [row.id]))
+
+        return await self._write(change)
+
+    async def create_resource(
+        self, new: NewResource, keyed: Keyed | None, request_id: str | None, render: Callable[[Resource], bytes]
+    ) -> Answer:
+        """Create a resource.
+
+        Raises:
+            VenueNotFound
+        """
+
+        async def create(connection: AsyncConnection) -> bytes:
+            venue_id = await connection.scalar(sa.select(venues.c.id).where(venues.c.slug == new.venue))
+            if venue_id is None:
+                raise VenueNotFound
+            values = {"id": new_id(), "venue_id": venue_id, "name": new.name, "kind": new.kind}
+            row = (await connection.execute(sa.insert(resources).values(values).returning(resources))).one()
+            event = {"venue_id": venue_id, "data": {"resource_id": str(row.id), "kind": row.kind}}
+            await _log(connection, "resource.created", request_id, [event])
+            return render(Resource(row.id, new.venue, row.name, row.kind, row.created_at))
+
+        return await self._once(keyed, create)
+
+    # -- slots ------------------------------------------------------------------------------------------------------
+
+    async def slot(self, slot_id: UUID) -> Slot:
+        """Read a slot.
+
+        Raises:
+            SlotNotFound
+        """
+
+        async def read(connection: AsyncConnection) -> Slot:
+            found = await _slots_by_id(connection, [slot_id])
+            if not found:
+                raise SlotNotFound
+            return found[0]
+
+        return await self._read(read)
+
+    async def slots(self, which: SlotFilter, after: tuple[datetime, UUID] | None, limit: int) -> list[Slot]:
+        """List slots in the order (starts_at, id), after a position: index scans, however many slots there are.
+
+        Raises:
+            VenueNotFound: the filter names a venue that does not exist.
+        """
+
+        async def read(connection: AsyncConnection) -> list[Slot]:
+            rows = (await connection.execute(_slot_rows(_slot_page(which, after, limit)))).all()
+            if not rows and which.venue is not None:
+                await _require_venue(connection, which.venue)
+            return [_slot(row) for row in rows]
+
+        return await self._read(read)
+
+    async def create_slots(
+        self, new: Sequence[NewSlot], keyed: Keyed | None, request_id: str | None, render: Callable[[list[Slot]], bytes]
+    ) -> Answer:
+        """Create slots, all or none, in the order given.
+
+        Raises:
+            VenueNotFound, ResourceNotFound: also for a resource of another venue.
+        """
+
+        async def create(connection: AsyncConnection) -> bytes:
+            owners = await _owners(connection, new)
+            rows = [_new_slot_row(slot, owners[slot.resource_id]) for slot in new]
+            await connection.execute(sa.insert(slots), rows)
+            logged = [
+                {"venue_id": row["venue_id"], "slot_id": row["id"], "data": {"capacity": row["capacity"]}}
+                for row in rows
+            ]
+            await _log(connection, "slot.created", request_id, logged)
+            return render(await _slots_by_id(connection, [row["id"] for row in rows]))
+
+        return await self._once(keyed, create)
+
+    async def change_slot(self, slot_id: UUID, changes: Mapping[str, Any], request_id: str | None) -> Slot:
+        """Change capacity or status. What is booked stays booked.
+
+        Raises:
+            SlotNotFound. Conflict: the capacity would be below what is booked.
+        """
+
+        async def change(connection: AsyncConnection) -> Slot:
+            if changes:
+                query = sa.update(slots).where(slots.c.id == slot_id).values(changes).returning(slots.c.venue_id)
+                venue_id = (await connection.execute(query)).scalar_one_or_none()
+                event = {"venue_id": venue_id, "slot_id": slot_id, "data": dict(changes)}
+                if venue_id is not None:
+                    await _log(connection, "slot.updated", request_id, [event])
+            found = await _slots_by_id(connection, [slot_id])
+            if not found:
+                raise SlotNotFound
+            return found[0]
+
+        return await self._write(change)
+
+    # -- bookings and events ----------------------------------------------------------------------------------------
+
+    async def bookings(self, which: BookingFilter, after: tuple[datetime, UUID] | None, limit: int) -> list[Booking]:
+        """List bookings in the order (created_at, id), after a position.
+
+        Rows that never were more than a hold are left out, unless `held` is asked for.
+        """
+        query = (
+            sa.select(bookings, slots.c.available_count)
+            .join(slots, slots.c.id == bookings.c.slot_id)
+            .where(*_booking_conditions(which))
+            .order_by(bookings.c.created_at, bookings.c.id)
+            .limit(limit)
+        )
+        if after is not None:
+            query = query.where(sa.tuple_(bookings.c.created_at, bookings.c.id) > sa.tuple_(*after))
+
+        async def read(connection: AsyncConnection) -> list[Booking]:
+            rows = (await connection.execute(query)).all()
+            if not rows and which.venue is not None:
+                await _require_venue(connection, which.venue)
+            return [_booking(row) for row in rows]
+
+        return await self._read(read)
+
+    async def events(self, which: EventFilter, after: int | None, limit: int) -> list[Event]:
+        """List what is committed in the order of `seq`. For looking, not for following: see `feed`."""
+        query = _events(which).order_by(events.c.seq).limit(limit)
+        if after is not None:
+            query = query.where(events.c.seq > after)
+
+        async def read(connection: AsyncConnection) -> list[Event]:
+            return [_event(row) for row in (await connection.execute(query)).all()]
+
+        return await self._read(read)
+
+    async def feed(self, which: EventFilter, after: int, limit: int) -> list[Event]:
+        """Follow the log: what comes after an event in the order (transaction, seq); 0 begins at the beginning.
+
+        Nothing is ever skipped. `seq` is given out before COMMIT, so a later number may become visible first; an event
+        is therefore shown only when every transaction that is older than its own has ended, and the order is theirs.
+        An event that nobody can have seen (a number never committed) stands for its place among the numbers.
+        """
+
+        async def read(connection: AsyncConnection) -> list[Event]:
+            query = _events(which).where(events.c.xid < sa.func.pg_snapshot_xmin(sa.func.pg_current_snapshot()))
+            if after > 0:
+                at = await connection.scalar(sa.select(sa.cast(events.c.xid, sa.Text)).where(events.c.seq == after))
+                position = sa.tuple_(sa.cast(sa.literal(at), events.c.xid.type), sa.literal(after))
+                query = query.where(
+                    sa.tuple_(events.c.xid, events.c.seq) > position if at is not None else events.c.seq > after
+                )
+            query = query.order_by(events.c.xid, events.c.seq).limit(limit)
+            return [_event(row) for row in (await connection.execute(query)).all()]
+
+        return await self._read(read)
+
+    # -- first answers ----------------------------------------------------------------------------------------------
+
+    async def first_answer(self, keyed: Keyed) -> bytes | None:
+        """Find the first answer to this request.
+
+        Raises:
+            IdempotencyKeyReused: the key was used for another one.
+        """
+        return await self._read(lambda connection: _first_answer(connection, keyed))
+
+    async def keep_answer(self, keyed: Keyed, body: bytes) -> bytes:
+        """Store the answer to a request whose effect is elsewhere; returns the first one, when two come at once."""
+
+        async def keep(connection: AsyncConnection) -> bytes:
+            await _keep_answer(connection, keyed, body, 200)
+            return await _first_answer(connection, keyed) or body
+
+        return await self._write(keep)
+
+    async def _once(self, keyed: Keyed | None, create: Callable[[AsyncConnection], Awaitable[bytes]]) -> Answer:
+        """Create something and keep the answer in the same transaction; or give the first answer again."""
+
+        async def work(connection: AsyncConnection) -> Answer:
+            if keyed is None:
+                return Answer(await create(connection), replayed=False)
+            # Two at once take turns, so that the second finds an answer instead of a duplicate.
+            name = f"{keyed.scope}\0{keyed.key}".encode()
+            await connection.execute(
+                sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.literal(name.hex()), 0)))
+            )
+            first = await _first_answer(connection, keyed)
+            if first is not None:
+                return Answer(first, replayed=True)
+            body = await create(connection)
+            await _keep_answer(connection, keyed, body, 201)
+            return Answer(body, replayed=False)
+
+        return await self._write(work)
+
+    # -- the one way to Postgres ------------------------------------------------------------------------------------
+
+    async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async def run() -> T:
+            async with self._reading.connect() as connection:
+                return await work(connection)
+
+        try:
+            return await within(asyncio.ensure_future(run()), REPLY_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            raise DatabaseUnavailable(effect_none=True) from error
+        except sa_exc.SQLAlchemyError as error:
+            raise _translated(error, committing=False) from error
+
+    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run one transaction. When this returns, it is committed."""
+        committing = False
+
+        async def run() -> T:
+            nonlocal committing
+            async with self._engine.connect() as connection:
+                result = await work(connection)
+                committing = True
+                await connection.commit()
+                return result
+
+        try:
+            return await within(asyncio.ensure_future(run()), REPLY_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            raise DatabaseUnavailable(effect_none=False) from error  # it goes on, and may commit
+        except sa_exc.SQLAlchemyError as error:
+            raise _translated(error, committing=committing) from error
+
+
+def _refuse_dead_connection(connection: DBAPIConnection, _record: Any, _proxy: Any) -> None:
+    """Look whether an idle connection has something to say: it can only be goodbye. Costs no round trip."""
+    poller = os_select.poll()
+    poller.register(connection.driver_connection.fileno(), os_select.POLLIN | os_select.POLLHUP | os_select.POLLERR)
+    if poller.poll(0):
+        raise sa_exc.DisconnectionError("the server closed this connection while it was idle")
+
+
+def _translated(error: sa_exc.SQLAlchemyError, *, committing: bool) -> Exception:
+    """Tell busy, refused by a rule and unreachable apart; anything else is a bug and stays what it is."""
+    if isinstance(error, sa_exc.TimeoutError):
+        return Busy()  # all connections are at work
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, pg.LockNotAvailable | pg.QueryCanceled | pg.DeadlockDetected | pg.SerializationFailure):
+        return Busy()
+    if isinstance(cause, psycopg.IntegrityError):
+        problem = _PROBLEM_BY_RULE.get(cause.diag.constraint_name or "")
+        return problem() if problem else error
+    if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
+        return DatabaseUnavailable(effect_none=not committing)
+    return error
+
+
+# -- statements -------------------------------------------------------------------------------------------------------
+
+
+def _slot_page(which: SlotFilter, after: tuple[datetime, UUID] | None, limit: int) -> sa.Subquery:
+    """Choose a page of slots along an index: the resource's, the venue's, or, without either, every venue's in turn."""
+    page = sa.select(slots).order_by(slots.c.starts_at, slots.c.id).limit(limit)
+    if which.resource_id is not None:
+        page = page.where(slots.c.resource_id == which.resource_id)
+    if which.venue is not None:
+        page = page.where(
+            slots.c.venue_id == sa.select(venues.c.id).where(venues.c.slug == which.venue).scalar_subquery()
+        )
+    if which.service_id is not None:
+        page = page.where(slots.c.service_id == which.service_id)
+    if which.starts_from is not None:
+        page = page.where(slots.c.starts_at >= which.starts_from)
+    if which.starts_before is not None:
+        page = page.where(slots.c.starts_at < which.starts_before)
+    if which.room_for is not None:
+        page = page.where(
+            slots.c.available_count >= which.room_for, slots.c.status == "open", slots.c.starts_at > sa.func.now()
+        )
+    if after is not None:
+        page = page.where(sa.tuple_(slots.c.starts_at, slots.c.id) > sa.tuple_(*after))
+    if which.resource_id is None and which.venue is None:
+        of_venue = page.where(slots.c.venue_id == venues.c.id).correlate(venues).lateral("of_venue")
+        every = sa.select(of_venue).select_from(venues.join(of_venue, sa.true()))
+        page = every.order_by(of_venue.c.starts_at, of_venue.c.id).limit(limit)
+    return page.subquery("n")
+
+
+def _slot_rows(chosen: sa.FromClause) -> sa.Select[Any]:
+    """Read what a `Slot` says of the chosen ones, in the order (starts_at, id)."""
+    elsewhere = occupied.alias("o")
+    # Written as the exclusion constraint is, so that its index answers.
+    same_resource = sa.text(
+        "int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
+    )
+    meanwhile = elsewhere.c.during.op("&&")(sa.func.tstzrange(chosen.c.starts_at, chosen.c.ends_at))
+    blocked = sa.exists().where(elsewhere.c.slot_id != chosen.c.id, same_resource, meanwhile).correlate(chosen)
+    held = (
+        sa.select(sa.func.coalesce(sa.func.sum(bookings.c.quantity), 0))
+        .where(bookings.c.slot_id == chosen.c.id, bookings.c.status == "held")
+        .scalar_subquery()
+    )
+    return (
+        sa.select(
+            chosen,
+            venues.c.slug,
+            venues.c.timezone,
+            resources.c.name.label("resource_name"),
+            sa.and_(chosen.c.one_at_a_time, blocked).label("blocked"),
+            held.label("held_rows"),
+        )
+        .select_from(
+            chosen.join(venues, venues.c.id == chosen.c.venue_id).join(
+                resources, resources.c.id == chosen.c.resource_id
+            )
+        )
+        .order_by(chosen.c.starts_at, chosen.c.id)
+    )
+
+
+async def _slots_by_id(connection: AsyncConnection, slot_ids: Sequence[UUID]) -> list[Slot]:
+    chosen = sa.select(slots).where(slots.c.id == sa.any_(sa.literal(list(slot_ids), sa.ARRAY(sa.Uuid)))).subquery("n")
+    found = {row.id: _slot(row) for row in (await connection.execute(_slot_rows(chosen))).all()}
+    return [found[slot_id] for slot_id in slot_ids if slot_id in found]
+
+
+def _booking_conditions(which: BookingFilter) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if which.venue is not None:
+        this_venue = sa.select(venues.c.id).where(venues.c.slug == which.venue).scalar_subquery()
+        conditions.append(bookings.c.venue_id == this_venue)
+    if which.slot_id is not None:
+        conditions.append(bookings.c.slot_id == which.slot_id)
+    if which.status is not None:
+        conditions.append(bookings.c.status == which.status)
+    if which.status != "held":
+        conditions.append(bookings.c.customer_name.is_not(None))
+    if which.starts_from is not None:
+        conditions.append(slots.c.starts_at >= which.starts_from)
+    if which.starts_before is not None:
+        conditions.append(slots.c.starts_at < which.starts_before)
+    return conditions
+
+
+def _events(which: EventFilter) -> sa.Select[Any]:
+    query = sa.select(events)
+    if which.type is not None:
+        query = query.where(events.c.type == which.type)
+    if which.slot_id is not None:
+        query = query.where(events.c.slot_id == which.slot_id)
+    if which.booking_id is not None:
+        query = query.where(events.c.booking_id == which.booking_id)
+    return query
+
+
+async def _log(
+    connection: AsyncConnection, event_type: str, request_id: str | None, logged: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write to the audit log, in the transaction of what is told. Only operators change the catalogue."""
+    common = {"type": event_type, "actor": "operator", "request_id": request_id}
+    await connection.execute(sa.insert(events), [{**common, **event} for event in logged])
+
+
+async def _first_answer(connection: AsyncConnection, keyed: Keyed) -> bytes | None:
+    this = sa.and_(answers.c.scope == keyed.scope, answers.c.idempotency_key == keyed.key)
+    row = (await connection.execute(sa.select(answers.c.fingerprint, answers.c.body).where(this))).one_or_none()
+    if row is None:
+        return None
+    if bytes(row.fingerprint) != keyed.fingerprint:
+        raise IdempotencyKeyReused
+    return bytes(row.body)
+
+
+async def _keep_answer(connection: AsyncConnection, keyed: Keyed, body: bytes, status: int) -> None:
+    insert = sa.dialects.postgresql.insert(answers).values(
+        scope=keyed.scope, idempotency_key=keyed.key, fingerprint=keyed.fingerprint, status=status, body=body
+    )
+    await connection.execute(insert.on_conflict_do_nothing())
+
+
+async def _require_venue(connection: AsyncConnection, slug: str) -> None:
+    if await connection.scalar(sa.select(venues.c.id).where(venues.c.slug == slug)) is None:
+        raise VenueNotFound
+
+
+async def _resources_of(connection: AsyncConnection, venue_ids: Sequence[UUID]) -> dict[UUID, list[Resource]]:
+    query = (
+        sa.select(resources, venues.c.slug)
+        .join(venues, venues.c.id == resources.c.venue_id)
+        .where(resources.c.venue_id == sa.any_(sa.literal(list(venue_ids), sa.ARRAY(sa.Uuid))))
+        .order_by(resources.c.venue_id, resources.c.created_at, resources.c.id)
+    )
+    found: dict[UUID, list[Resource]] = {}
+    for row in (await connection.execute(query)).all():
+        resource = Resource(row.id, row.slug, row.name, row.kind, row.created_at)
+        found.setdefault(row.venue_id, []).append(resource)
+    return found
+
+
+async def _owners(connection: AsyncConnection, new: Sequence[NewSlot]) -> dict[UUID, Row]:
+    """Read the resources of new slots, each of which names its venue too."""
+    wanted = sorted({slot.resource_id for slot in new})
+    query = (
+        sa.select(resources, venues.c.slug)
+        .join(venues, venues.c.id == resources.c.venue_id)
+        .where(resources.c.id == sa.any_(sa.literal(wanted, sa.ARRAY(sa.Uuid))))
+    )
+    owners = {row.id: row for row in (await connection.execute(query)).all()}
+    for slot in new:
+        if slot.resource_id not in owners or owners[slot.resource_id].slug != slot.venue:
+            await _require_venue(connection, slot.venue)
+            raise ResourceNotFound
+    return owners
+
+
+def _new_slot_row(new: NewSlot, owner: Row) -> dict[str, Any]:
+    return {
+        "id": new_id(),
+        "venue_id": owner.venue_id,
+        "resource_id": owner.id,
+        "resource_no": owner.no,
+        "one_at_a_time": owner.one_at_a_time,
+        "starts_at": new.starts_at,
+        "ends_at": new.ends_at,
+        "capacity": new.capacity,
+        "available_count": new.capacity,  # this and the next are the trigger's to decide; the columns are NOT NULL
+        "exclusive": new.capacity == 1,
+        "price_amount": new.price_amount,
+        "price_currency": new.price_currency,
+    }
+
+
+# -- rows to values ---------------------------------------------------------------------------------------------------
+
+
+def _venue(row: Row, of_venues: Mapping[UUID, list[Resource]]) -> Venue:
+    return Venue(
+        row.id, row.slug, row.name, row.timezone, row.payment, row.hold_ttl_seconds, row.hold_max_seconds,
+        row.created_at, of_venues.get(row.id, []),
+    )  # fmt: skip
+
+
+def _slot(row: Row) -> Slot:
+    return Slot(
+        id=row.id,
+        venue_id=row.venue_id,
+        venue=row.slug,
+        timezone=row.timezone,
+        resource_id=row.resource_id,
+        resource_name=row.resource_name,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        capacity=row.capacity,
+        available_count=row.available_count,
+        open=row.status == "open",
+        blocked=row.blocked,
+        held_rows=row.held_rows,
+        version=row.version,
+        price_amount=row.price_amount,
+        price_currency=row.price_currency,
+    )
+
+
+def _booking(row: Row) -> Booking:
+    customer = None
+    if row.customer_name is not None:
+        customer = Customer(row.customer_name, row.customer_email, row.customer_phone)
+    return Booking(
+        id=row.id,
+        venue_id=row.venue_id,
+        slot_id=row.slot_id,
+        quantity=row.quantity,
+        status=row.status,
+        customer=customer,
+        metadata=row.metadata,
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        confirmed_at=row.confirmed_at,
+        cancelled_at=row.cancelled_at,
+        available_count=row.available_count,
+    )
+
+
+def _event(row: Row) -> Event:
+    return Event(row.seq, row.at, row.type, row.actor, row.slot_id, row.booking_id, row.data)

@@ -1,0 +1,246 @@
+"""The tables for SQLAlchemy Core: for queries, and nothing else.
+
+The database is made by `migrations/`, where every rule has its reason beside it; triggers and functions live only
+there. A test keeps these definitions equal to what the migrations make, names included.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.types import UserDefinedType
+
+metadata = sa.MetaData()
+
+#: `clock_timestamp`, not `now`: what waited for a lock happened when it got it.
+_NOW = sa.text("clock_timestamp()")
+_UNRESOLVED = "status IN ('held', 'pending_payment')"
+
+
+class Xid8(UserDefinedType[str]):
+    """A transaction id that never wraps. It has an order but no arithmetic; Python sees it as text."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+def _at(name: str, *, nullable: bool = False, default: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=_NOW if default else None)
+
+
+venues = sa.Table(
+    "venues",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("slug", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("timezone", sa.Text, nullable=False),
+    sa.Column("payment", sa.Text, nullable=False, server_default="on_site"),
+    sa.Column("hold_ttl_seconds", sa.Integer),
+    sa.Column("hold_max_seconds", sa.Integer, nullable=False, server_default=sa.text("1800")),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("id", name="venues_pkey"),
+    sa.UniqueConstraint("slug", name="venues_slug_unique"),
+    sa.CheckConstraint("slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'", name="venues_slug_form"),
+    sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="venues_name_length"),
+    sa.CheckConstraint("char_length(timezone) BETWEEN 1 AND 64", name="venues_timezone_length"),
+    sa.CheckConstraint("payment IN ('on_site', 'required')", name="venues_payment_known"),
+    sa.CheckConstraint("hold_ttl_seconds BETWEEN 1 AND 86400", name="venues_hold_ttl_range"),
+    sa.CheckConstraint("hold_max_seconds BETWEEN 1 AND 86400", name="venues_hold_max_range"),
+)
+
+resources = sa.Table(
+    "resources",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("no", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("one_at_a_time", sa.Boolean, sa.Computed("kind <> 'event'", persisted=True), nullable=False),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("id", name="resources_pkey"),
+    sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="resources_of_a_venue"),
+    sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="resources_name_length"),
+    sa.CheckConstraint("kind IN ('person', 'place', 'event')", name="resources_kind_known"),
+    sa.UniqueConstraint("no", name="resources_no_unique"),
+    sa.UniqueConstraint("id", "venue_id", "no", "one_at_a_time", name="resources_identity_for_slots"),
+    sa.Index("resources_by_venue", "venue_id", "created_at"),
+)
+
+slots = sa.Table(
+    "slots",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("resource_id", sa.Uuid, nullable=False),
+    sa.Column("resource_no", sa.BigInteger, nullable=False),
+    sa.Column("one_at_a_time", sa.Boolean, nullable=False),
+    sa.Column("service_id", sa.Uuid),
+    _at("starts_at"),
+    _at("ends_at"),
+    sa.Column("capacity", sa.Integer, nullable=False),
+    sa.Column("available_count", sa.Integer, nullable=False),
+    sa.Column("exclusive", sa.Boolean, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="open"),
+    sa.Column("version", sa.BigInteger, nullable=False, server_default=sa.text("1")),
+    sa.Column("price_amount", sa.BigInteger),
+    sa.Column("price_currency", sa.Text),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("id", name="slots_pkey"),
+    sa.ForeignKeyConstraint(
+        ["resource_id", "venue_id", "resource_no", "one_at_a_time"],
+        ["resources.id", "resources.venue_id", "resources.no", "resources.one_at_a_time"],
+        name="slots_of_a_resource",
+    ),
+    sa.CheckConstraint(
+        "ends_at > starts_at AND ends_at <= starts_at + interval '31 days'", name="slots_end_after_start"
+    ),
+    sa.CheckConstraint("capacity BETWEEN 1 AND 100000", name="slots_capacity_range"),
+    sa.CheckConstraint("available_count BETWEEN 0 AND capacity", name="slots_available_count_range"),
+    sa.CheckConstraint("exclusive = (capacity = 1)", name="slots_exclusive_is_capacity_one"),
+    sa.CheckConstraint("status IN ('open', 'closed')", name="slots_status_known"),
+    sa.CheckConstraint("(price_amount IS NULL) = (price_currency IS NULL)", name="slots_price_whole"),
+    sa.CheckConstraint("price_amount BETWEEN 0 AND 1000000000", name="slots_price_range"),
+    sa.CheckConstraint("price_currency ~ '^[A-Z]{3}$'", name="slots_price_currency_form"),
+    sa.UniqueConstraint("id", "exclusive", "venue_id", name="slots_identity_for_bookings"),
+    sa.Index("slots_by_venue_time", "venue_id", "starts_at", "id"),
+    sa.Index("slots_by_resource_time", "resource_id", "starts_at", "id"),
+)
+
+bookings = sa.Table(
+    "bookings",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("slot_id", sa.Uuid, nullable=False),
+    sa.Column("exclusive", sa.Boolean, nullable=False),
+    sa.Column("quantity", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    _at("expires_at", nullable=True),
+    sa.Column("customer_name", sa.Text),
+    sa.Column("customer_email", sa.Text),
+    sa.Column("customer_phone", sa.Text),
+    sa.Column("metadata", JSON, nullable=False, server_default="{}"),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.LargeBinary),
+    sa.Column("manage_token_hash", sa.LargeBinary),
+    sa.Column("available_after", sa.Integer, nullable=False),
+    _at("created_at", default=True),
+    _at("confirmed_at", nullable=True),
+    _at("cancelled_at", nullable=True),
+    _at("expired_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="bookings_pkey"),
+    sa.ForeignKeyConstraint(
+        ["slot_id", "exclusive", "venue_id"],
+        ["slots.id", "slots.exclusive", "slots.venue_id"],
+        onupdate="CASCADE",
+        name="bookings_of_a_slot",
+    ),
+    sa.CheckConstraint("quantity BETWEEN 1 AND 100000", name="bookings_quantity_range"),
+    sa.CheckConstraint(
+        "status IN ('held', 'pending_payment', 'confirmed', 'cancelled', 'expired')", name="bookings_status_known"
+    ),
+    sa.CheckConstraint(f"({_UNRESOLVED}) = (expires_at IS NOT NULL)", name="bookings_deadline_while_unresolved"),
+    sa.CheckConstraint(
+        "CASE status WHEN 'confirmed' THEN confirmed_at IS NOT NULL WHEN 'cancelled' THEN true"
+        " ELSE confirmed_at IS NULL END",
+        name="bookings_confirmed_at_when_confirmed",
+    ),
+    sa.CheckConstraint(
+        "(status = 'cancelled') = (cancelled_at IS NOT NULL)", name="bookings_cancelled_at_when_cancelled"
+    ),
+    sa.CheckConstraint("(status = 'expired') = (expired_at IS NOT NULL)", name="bookings_expired_at_when_expired"),
+    sa.CheckConstraint(
+        "(customer_name IS NULL) = (customer_email IS NULL)"
+        " AND (customer_name IS NOT NULL OR status IN ('held', 'cancelled', 'expired'))",
+        name="bookings_customer_when_booked",
+    ),
+    sa.CheckConstraint(
+        "char_length(customer_name) BETWEEN 1 AND 200 AND char_length(customer_email) BETWEEN 3 AND 254"
+        " AND char_length(customer_phone) BETWEEN 1 AND 40",
+        name="bookings_customer_lengths",
+    ),
+    sa.CheckConstraint("json_typeof(metadata) = 'object'", name="bookings_metadata_object"),
+    sa.CheckConstraint("idempotency_key IS NULL OR fingerprint IS NOT NULL", name="bookings_key_with_fingerprint"),
+    sa.CheckConstraint("char_length(idempotency_key) BETWEEN 1 AND 255", name="bookings_key_length"),
+    sa.Index(
+        "bookings_one_live_on_exclusive_slot",
+        "slot_id",
+        unique=True,
+        postgresql_where=sa.text("exclusive AND status IN ('held', 'pending_payment', 'confirmed')"),
+    ),
+    sa.Index(
+        "bookings_one_per_idempotency_key",
+        "venue_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+    sa.Index("bookings_by_slot", "slot_id", "created_at"),
+    sa.Index("bookings_by_venue", "venue_id", "created_at", "id"),
+    sa.Index("bookings_by_deadline", "expires_at", postgresql_where=sa.text(_UNRESOLVED)),
+    sa.Index("bookings_unresolved_by_slot", "slot_id", "expires_at", postgresql_where=sa.text(_UNRESOLVED)),
+)
+
+occupied = sa.Table(
+    "occupied",
+    metadata,
+    sa.Column("slot_id", sa.Uuid, nullable=False),
+    sa.Column("resource_no", sa.BigInteger, nullable=False),
+    sa.Column("during", TSTZRANGE, nullable=False),
+    sa.PrimaryKeyConstraint("slot_id", name="occupied_pkey"),
+    sa.ForeignKeyConstraint(["slot_id"], ["slots.id"], name="occupied_by_a_slot"),
+    ExcludeConstraint(
+        (sa.literal_column("int8range(resource_no, resource_no, '[]')"), "&&"),
+        ("during", "&&"),
+        using="gist",
+        name="occupied_one_thing_at_a_time",
+    ),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("xid", Xid8, nullable=False, server_default=sa.text("pg_current_xact_id()")),
+    _at("at", default=True),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Column("venue_id", sa.Uuid),
+    sa.Column("slot_id", sa.Uuid),
+    sa.Column("booking_id", sa.Uuid),
+    sa.Column("data", JSONB, nullable=False, server_default="{}"),
+    sa.PrimaryKeyConstraint("seq", name="events_pkey"),
+    sa.CheckConstraint(r"type ~ '^[a-z_]{1,40}\.[a-z_]{1,40}$'", name="events_type_form"),
+    sa.CheckConstraint("actor IN ('customer', 'operator', 'system')", name="events_actor_known"),
+    sa.CheckConstraint("jsonb_typeof(data) = 'object'", name="events_data_object"),
+    sa.Index("events_in_commit_order", "xid", "seq"),
+    sa.Index("events_by_slot", "slot_id", "seq", postgresql_where=sa.text("slot_id IS NOT NULL")),
+    sa.Index("events_by_booking", "booking_id", "seq", postgresql_where=sa.text("booking_id IS NOT NULL")),
+    sa.Index("events_by_time", "at"),
+)
+
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.LargeBinary, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("scope", "idempotency_key", name="answers_pkey"),
+    sa.CheckConstraint("status BETWEEN 200 AND 299", name="answers_are_successes"),
+)
+
+abandoned_attempts = sa.Table(
+    "abandoned_attempts",
+    metadata,
+    sa.Column("attempt", sa.Uuid, nullable=False),
+    _at("at", default=True),
+    sa.PrimaryKeyConstraint("attempt", name="abandoned_attempts_pkey"),
+)
