@@ -1,0 +1,158 @@
+"""`holdfast demo`: everything in one terminal, for trying it out. What `make run` calls."""
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from app.cli.serve import export
+
+if TYPE_CHECKING:
+    from app.cli.home import Run
+    from app.cli.seed import Seeded
+
+#: A demo is stopped by somebody who waits for the prompt.
+GRACE_SECONDS = 3
+#: More would only take the processor from the stores and the load generator, which run on the same machine.
+MAX_DEFAULT_WORKERS = 4
+
+
+@click.command()
+@click.option("--host", metavar="HOST", help="Address to listen on  [env: HOLDFAST_HOST; default 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(1, 65_535), help="Port  [env: HOLDFAST_PORT; default: 8000 or the next free]"
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Processes  [env: HOLDFAST_WORKERS; default: as processors]"
+)
+def demo(host: str | None, port: int | None, workers: int | None) -> None:
+    """Run everything here: bundled Redis and Postgres, a demo venue, the service.
+
+    Data and keys stay in HOLDFAST_HOME (./.holdfast). With REDIS_URL or DATABASE_URL set, those stores are used.
+    """
+    from app.cli.home import Run, home_dir, keep_keys, published
+    from app.cli.seed import seed
+    from app.cli.workers import listen, metrics_dir, supervise, url_of
+    from app.migrate import upgrade
+    from app.settings import from_env
+
+    home = home_dir()
+    export(HOLDFAST_HOST=host, HOLDFAST_PORT=port, HOLDFAST_WORKERS=workers)
+    # Said before anything is started, so that a typo does not cost a database.
+    any_port = not os.environ.get("HOLDFAST_PORT")
+    _default("HOLDFAST_WORKERS", str(min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)))
+    with _stoppable(), ExitStack() as stack:
+        _start_stores(home, stack)
+        home.mkdir(parents=True, exist_ok=True)
+        keys = keep_keys(home)
+        _default("HOLDFAST_OPERATOR_KEY", keys.operator_key)
+        _default("HOLDFAST_SECRET", keys.secret)
+        _default("HOLDFAST_ENV", "development")
+        os.environ["HOLDFAST_DEMO"] = "on"
+        settings = from_env()
+        listener = listen(settings.host, settings.port, next_free=any_port)
+        url = url_of(listener)
+        export(HOLDFAST_PORT=listener.getsockname()[1])
+        upgrade(settings.database_url)
+        seeded = seed(settings.database_url)
+        run = Run(settings.redis_url, settings.database_url, url, settings.operator_key, os.getpid())
+        stack.enter_context(published(home, run))
+        stack.enter_context(metrics_dir(settings.workers, home))
+        log = stack.enter_context(_log(home))
+        supervise(
+            listener,
+            settings.workers,
+            grace_seconds=GRACE_SECONDS,
+            ready=lambda: _welcome(run, home, seeded),
+            log=log,
+        )
+
+
+def _default(name: str, value: str) -> None:
+    if not os.environ.get(name):
+        os.environ[name] = value
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal end the demo like Ctrl-C, also while it starts: the stores stop cleanly."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _start_stores(home: Path, stack: ExitStack) -> None:
+    """Run the bundled servers for those stores that the environment does not name."""
+    from app.embedded import running
+
+    redis, postgres = not os.environ.get("REDIS_URL"), not os.environ.get("DATABASE_URL")
+    if not (redis or postgres):
+        return
+    servers = stack.enter_context(running(home, redis=redis, postgres=postgres))
+    export(REDIS_URL=servers.redis_url, DATABASE_URL=servers.database_url)
+
+
+@contextmanager
+def _log(home: Path) -> Iterator[Path]:
+    """Requests are logged to a file, so that the terminal keeps what is worth reading."""
+    path = home / "http.log"
+    if path.exists():
+        path.replace(home / "http.log.old")
+    path.touch(mode=0o600)
+    yield path
+
+
+def _welcome(run: "Run", home: Path, seeded: "Seeded") -> None:
+    from rich.panel import Panel
+    from rich.table import Table
+
+    from app.cli.show import out
+
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="dim", no_wrap=True)
+    lines.add_column(overflow="fold")
+    lines.add_row("API", f"[bold]{run.api_url}[/]")
+    lines.add_row("Docs", f"{run.api_url}/schema")
+    lines.add_row("Health", f"{run.api_url}/readyz")
+    lines.add_row("Metrics", f"{run.api_url}/metrics")
+    lines.add_row("Operator key", run.operator_key)
+    lines.add_row("Data and logs", str(home))
+    lines.add_row("Watch holds", f"[cyan]{_program(home)} holds watch[/]")
+    lines.add_row("Race", f"[cyan]{_program(home)} race[/]")
+    console = out()
+    console.print(Panel(lines, title="Holdfast runs. Ctrl-C stops it", title_align="left", expand=False))
+    # Outside the panel and never wrapped: a border or a line break would be pasted with it.
+    console.print(f"Book a place on “{seeded.name}”, {seeded.when}:")
+    console.print(curl(run.api_url, seeded), soft_wrap=True, highlight=False, markup=False)
+
+
+def _program(home: Path) -> str:
+    """Tell how this program is called in another terminal that stands in the same directory."""
+    called = Path(sys.argv[0])
+    if shutil.which(called.name) is None and called.resolve().is_relative_to(Path.cwd()):
+        name = str(called.resolve().relative_to(Path.cwd()))
+    else:
+        name = called.name if shutil.which(called.name) else str(called)
+    return name if home == Path(".holdfast").resolve() else f"{name} --home {shlex.quote(str(home))}"
+
+
+def curl(url: str, seeded: "Seeded") -> str:
+    customer = '{"name":"Ada Lovelace","email":"ada@example.com"}'
+    body = f'{{"slot_id":"{seeded.slot_id}","quantity":1,"customer":{customer}}}'
+    return f"curl -sS {url}/v1/bookings -H 'Content-Type: application/json' -d '{body}'"

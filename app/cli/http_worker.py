@@ -1,0 +1,54 @@
+"""One HTTP worker: uvicorn on a socket that it was given. Started by `workers.supervise`, never by hand.
+
+python -m app.cli.http_worker <listening socket> <pipe of the parent> <seconds of grace>
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+#: Longer than clients keep idle connections themselves, so that they and not we close them: no request is lost on a
+#: connection that was just being closed.
+KEEP_ALIVE_SECONDS = 75
+
+
+def main() -> None:
+    listener, pipe, grace_seconds = (int(argument) for argument in sys.argv[1:])
+    threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
+    import uvicorn
+
+    from app.main import app_factory
+    from app.settings import SettingsError
+
+    try:
+        application = app_factory()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,  # the application has set up its own
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # A live stream never ends by itself: after this long it is cancelled, and the lifespan still runs to its end.
+        timeout_graceful_shutdown=grace_seconds,
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+
+
+def _die_with_parent(pipe: int) -> None:
+    """End when nobody is left who could write to the pipe. At once: the bundled stores go at the same moment."""
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Output: tables for people, JSON for programs, both to stdout; messages to stderr."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+@cache
+def out() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal something that is not the answer."""
+    print(message, file=sys.stderr)
+
+
+def emit(value: Any, *, indent: bool = True) -> None:
+    """Write one JSON object: over several lines, or in one for streams."""
+    import msgspec
+
+    encoded = msgspec.json.encode(value)
+    sys.stdout.write((msgspec.json.format(encoded, indent=2) if indent else encoded).decode() + "\n")
+    sys.stdout.flush()
+
+
+def table(*headers: str, title: str | None = None) -> "Table":
+    """A table that stays readable in 80 columns; a header that begins with > is of a column of numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, header_style="bold")
+    for header in headers:
+        # Ids are folded, never cut: half an id is of no use to anybody.
+        made.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold")
+    return made
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    made = table(*headers)
+    for row in rows:
+        made.add_row(*row)
+    if made.row_count:
+        out().print(made)
+    else:
+        say(empty)
+
+
+def local(instant: datetime, zone: str = "UTC") -> str:
+    """Tell a time as the venue's people say it."""
+    return f"{instant.astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M}"
+
+
+def ago(since: datetime, now: datetime | None = None) -> str:
+    return span((now or datetime.now(UTC)) - since)
+
+
+def span(duration: Any) -> str:
+    """Tell a duration in its two largest units."""
+    seconds = max(0, round(duration.total_seconds()))
+    for size, unit, part, small in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size}{unit} {seconds % size // part:02}{small}"
+    return f"{seconds}s"

@@ -1,0 +1,189 @@
+"""The HTTP workers: started, watched, replaced and stopped by one parent that serves nothing itself.
+
+They share the parent's listening socket and end with it: a pipe that only the parent can write to is closed by the
+kernel however the parent dies, and each worker waits for that in `http_worker`.
+"""
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from app.cli.failing import Failed
+
+Worker = subprocess.Popen[bytes]
+
+#: How often the parent looks at its workers and at what it was told.
+TICK_SECONDS = 0.1
+#: A worker that died is replaced after this long: one that cannot start must not spin.
+REPLACE_SECONDS = 1.0
+#: Until the first worker answers. Imports take a second or two, on a busy machine several times that.
+READY_SECONDS = 60.0
+#: What a stopping worker may need on top of its grace: work after replies, closing the pools.
+CLOSE_SECONDS = 8.0
+#: Connections that may wait to be accepted: a burst of clients must not be refused while the workers are busy.
+BACKLOG = 4096
+
+
+def listen(host: str, port: int, *, next_free: bool = False) -> socket.socket:
+    """Listen, at the next free port if allowed.
+
+    Raises:
+        Failed: the port is taken, or the host is not ours.
+    """
+    for candidate in range(port, min(port + 100, 65_536)) if next_free else [port]:
+        try:
+            found = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            return socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)
+        except OSError as error:
+            # strerror of create_server repeats the address; errno's own text is enough.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    raise Failed(f"Cannot listen on {host}:{port}: {reason}")
+
+
+def url_of(listener: socket.socket) -> str:
+    """Name the service for people on this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{host}:{port}"
+
+
+@contextmanager
+def metrics_dir(workers: int, parent: Path | None = None) -> Iterator[None]:
+    """Several workers add up their metrics in a directory, which must be new and known before they start."""
+    if workers == 1:
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        yield
+        return
+    directory = tempfile.mkdtemp(prefix="holdfast-metrics-", dir=parent)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def supervise(
+    listener: socket.socket,
+    count: int,
+    *,
+    grace_seconds: int,
+    ready: Callable[[], None],
+    log: Path | None = None,
+) -> None:
+    """Run workers until a signal asks to stop; then stop them within about `grace_seconds` and return.
+
+    They write to stderr, or to `log`.
+
+    Raises:
+        Failed: a worker could not start.
+    """
+    reader, writer = os.pipe()
+    asked: list[int] = []
+    output = log.open("ab") if log else None
+
+    def start() -> Worker:
+        command = [sys.executable, "-P", "-m", "app.cli.http_worker"]
+        command += [str(number) for number in (listener.fileno(), reader, grace_seconds)]
+        # A group of its own: Ctrl-C in a terminal reaches the parent alone, which then asks the workers once.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(listener.fileno(), reader),
+            process_group=0,
+        )
+
+    with _told_by(asked):
+        workers = [start() for _ in range(count)]
+        try:
+            if _become_ready(listener, workers, asked, log):
+                ready()
+            while not asked:
+                time.sleep(TICK_SECONDS)
+                workers = [worker if worker.poll() is None else _replace(worker, start, asked) for worker in workers]
+        finally:
+            listener.close()
+            _stop(workers, asked, grace_seconds + CLOSE_SECONDS)
+            os.close(reader)
+            os.close(writer)
+            if output:
+                output.close()
+
+
+@contextmanager
+def _told_by(asked: list[int]) -> Iterator[None]:
+    """Only note the signals that ask to stop: the loop acts on them where it is safe."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda told, _: asked.append(told)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _become_ready(listener: socket.socket, workers: Sequence[Worker], asked: list[int], log: Path | None) -> bool:
+    """Wait until the service answers; False when it was asked to stop first."""
+    deadline = time.monotonic() + READY_SECONDS
+    address = url_of(listener).removeprefix("http://")
+    while not asked:
+        for worker in workers:
+            if (code := worker.poll()) is not None:
+                # 2: a wrong setting, of which the worker has said the name.
+                told = f": {_last_line(log)} (log: {log})" if log else ""
+                raise Failed(f"The HTTP workers could not start{told}", code=2 if code == 2 else 1)
+        if _answers(address):
+            return True
+        if time.monotonic() > deadline:
+            raise Failed(f"The service did not answer within {READY_SECONDS:.0f} s")
+        time.sleep(TICK_SECONDS)
+    return False
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["they said nothing"])[-1]
+
+
+def _answers(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=1)
+    try:
+        connection.request("GET", "/livez")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _replace(dead: Worker, start: Callable[[], Worker], asked: list[int]) -> Worker:
+    print(f"HTTP worker {dead.pid} ended with {dead.returncode}: starting another one", file=sys.stderr)
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(dead.pid)  # type: ignore[no-untyped-call]  # or its gauges would be told for ever
+    time.sleep(REPLACE_SECONDS)
+    return dead if asked else start()
+
+
+def _stop(workers: Sequence[Worker], asked: list[int], seconds: float) -> None:
+    """Ask every worker once; kill what is there after `seconds`, or at the next Ctrl-C."""
+    told = len(asked)
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + seconds
+    while any(worker.poll() is None for worker in workers):
+        if time.monotonic() > deadline or len(asked) > max(told, 1):
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    worker.kill()
+        time.sleep(TICK_SECONDS / 2)
