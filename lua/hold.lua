@@ -41,8 +41,7 @@ if now >= tonumber(counts[5]) then return {'past'} end
 
 if quantity > left then
   if now - tonumber(counts[7]) > fresh then return {'stale'} end
-  local first = redis.call('ZRANGE', holds, 0, 0, 'WITHSCORES')
-  return {'full', now, left, held, booked, tonumber(first[2] or 0), capacity}
+  return {'full', now, left, held, booked, tonumber(redis.call('ZRANGE', holds, 0, 0, 'WITHSCORES')[2] or 0), capacity}
 end
 
 expires = now + ttl
@@ -51,6 +50,8 @@ redis.call('ZREM', settled, 'released:' .. hold_id) -- a keyed request may hold 
 redis.call('HSET', parties, hold_id, quantity .. ':' .. string.format('%.0f', now))
 redis.call('HINCRBY', mirror, 'held', quantity)
 redis.call('ZADD', active, 'GT', expires, slot_id)
+redis.call('ZREMRANGEBYSCORE', active, '-inf', now) -- nobody may ever read it: it must not keep the slots of the past
+redis.call('PEXPIREAT', active, counts[6])
 if #redis.call('ZRANGE', holds, 0, 1) == 1 then -- the first hold makes the keys: let them be forgotten with the slot
   redis.call('PEXPIREAT', holds, counts[6])
   redis.call('PEXPIREAT', parties, counts[6])

@@ -9,11 +9,14 @@
 --          token outlives its release; the mark keeps it from passing for one that Redis merely forgot
 local mirror, holds, parties, settled = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local hold_id, has_token = ARGV[1], ARGV[2] == '1'
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local expires = redis.call('ZSCORE', holds, hold_id)
 if not expires then return {'gone'} end
 redis.call('ZREM', holds, hold_id)
 if has_token then
+  redis.call('ZREMRANGEBYSCORE', settled, '-inf', now) -- or holding and releasing for ever would fill the memory
   redis.call('ZADD', settled, expires, 'released:' .. hold_id)
   if redis.call('PTTL', settled) < 86400000 then redis.call('PEXPIRE', settled, 86400000) end
 end
