@@ -66,6 +66,14 @@ _TAKEN_BY_RULE: Mapping[str, Word] = {
 #: A rival with the same id or key was committed meanwhile: asked again, the function sees its row.
 _SAME_REQUEST_RULES = ("bookings_pkey", "bookings_one_per_idempotency_key")
 
+#: What a `Slot` tells, of slots n, venues v and resources r. Blocked is asked as the exclusion constraint is written.
+_SLOT_WITH_NAMES = (
+    "n.*, n.id AS slot_id, v.slug, v.timezone, r.name AS resource_name,"
+    " n.one_at_a_time AND EXISTS (SELECT FROM occupied AS o WHERE o.slot_id <> n.id AND"
+    "   int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
+    "   AND o.during && tstzrange(n.starts_at, n.ends_at)) AS blocked"
+)
+
 
 class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One place in the list that `commit_bookings` takes; see the SQL function for the meaning of each field."""
@@ -320,10 +328,7 @@ class Ledger:
         Two index scans outwards from the slot (`slots_by_resource_time`), so the resource may have years of slots.
         """
         rows = await self._settled_rows(
-            "SELECT n.*, n.id AS slot_id, v.slug, v.timezone, r.name AS resource_name,"
-            "   n.one_at_a_time AND EXISTS (SELECT FROM occupied AS o WHERE o.slot_id <> n.id AND"
-            "     int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
-            "     AND o.during && tstzrange(n.starts_at, n.ends_at)) AS blocked"
+            f"SELECT {_SLOT_WITH_NAMES}"  # noqa: S608 a constant of this module
             " FROM ((SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
             "          AND starts_at >= greatest(%(at)s, now()) ORDER BY starts_at, id LIMIT %(limit)s)"
             "       UNION ALL"
@@ -332,6 +337,16 @@ class Ledger:
             " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
             " ORDER BY abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id LIMIT %(limit)s",
             {"resource": facts.resource_id, "slot": facts.id, "at": facts.starts_at, "limit": limit},
+        )
+        return [_slot(row) for row in rows]
+
+    async def slots(self, slot_ids: Sequence[UUID]) -> list[Slot]:
+        """Read slots with the names that people know them by; those that do not exist are left out."""
+        rows = await self._settled_rows(
+            f"SELECT {_SLOT_WITH_NAMES} FROM slots AS n"  # noqa: S608 a constant of this module
+            " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
+            " WHERE n.id = ANY (%s) ORDER BY n.starts_at, n.id",
+            (list(slot_ids),),
         )
         return [_slot(row) for row in rows]
 
