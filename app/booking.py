@@ -382,6 +382,8 @@ async def _take_in_postgres(
     if outcome.word not in ("booked", "replayed") or outcome.deadline is None:
         OUTCOMES.labels("hold", outcome.word).inc()
         raise await _refusal(engine, claim, outcome)
+    if outcome.counts:  # the script may have run after all: the row stands for the hold, and must not count beside it
+        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=True))
     return Hold(
         claim.id,
         claim.facts.id,
