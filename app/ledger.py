@@ -350,6 +350,19 @@ class Ledger:
         )
         return [_slot(row) for row in rows]
 
+    async def event_before_last(
+        self, count: int, event_type: str | None, slot_id: UUID | None, booking_id: UUID | None
+    ) -> int:
+        """Find the event after which the last `count` of these follow in the feed's order; 0: the beginning."""
+        row = await self._settled_row(
+            "SELECT seq FROM events WHERE (%(type)s::text IS NULL OR type = %(type)s)"
+            "   AND (%(slot)s::uuid IS NULL OR slot_id = %(slot)s)"
+            "   AND (%(booking)s::uuid IS NULL OR booking_id = %(booking)s)"
+            " ORDER BY xid DESC, seq DESC OFFSET %(count)s LIMIT 1",
+            {"type": event_type, "slot": slot_id, "booking": booking_id, "count": count},
+        )
+        return 0 if row is None else int(row.seq)
+
     async def ping(self) -> None:
         await self._settled_rows("SELECT 1", ())
 
