@@ -120,13 +120,10 @@ def _log(home: Path) -> Iterator[Path]:
 
 def _welcome(run: "Run", home: Path, seeded: "Seeded") -> None:
     from rich.panel import Panel
-    from rich.table import Table
 
-    from app.cli.show import out
+    from app.cli.show import facts, out
 
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(style="dim", no_wrap=True)
-    lines.add_column(overflow="fold")
+    lines = facts()
     lines.add_row("API", f"[bold]{run.api_url}[/]")
     lines.add_row("Docs", f"{run.api_url}/schema")
     lines.add_row("Health", f"{run.api_url}/readyz")

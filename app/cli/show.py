@@ -4,12 +4,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+UUID_WIDTH = 36
 
 
 @cache
@@ -33,15 +35,30 @@ def emit(value: Any, *, indent: bool = True) -> None:
     sys.stdout.flush()
 
 
-def table(*headers: str, title: str | None = None) -> "Table":
-    """A table that stays readable in 80 columns; a header that begins with > is of a column of numbers."""
+def table(*headers: str) -> "Table":
+    """A table for terminals of 80 columns and more. A header with > is of numbers, one with # of ids."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, header_style="bold")
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for header in headers:
-        # Ids are folded, never cut: half an id is of no use to anybody.
-        made.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold")
+        numbers, ids = header.startswith(">"), header.startswith("#")
+        # An id is copied into the next command: it stays whole in one line where the terminal has room for it.
+        width = UUID_WIDTH if ids and out().width >= 72 else None
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        made.add_column(header.lstrip(">#"), justify=justify, overflow="fold", min_width=width)
+    return made
+
+
+def facts(*pairs: tuple[str, str]) -> "Table":
+    """One thing, a line for each fact."""
+    from rich.table import Table
+
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(name, value)
     return made
 
 

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from app.booking import Caller
+    from app.catalogue import Catalogue
     from app.engine import Engine
 
 T = TypeVar("T")
@@ -21,6 +23,20 @@ def with_engine(use: Callable[["Engine"], Coroutine[Any, Any, T]]) -> T:
             return await use(engine)
 
     return asyncio.run(run())
+
+
+def with_catalogue(use: Callable[["Engine", "Catalogue"], Coroutine[Any, Any, T]]) -> T:
+    """Like `with_engine`, with the lists of operators beside it. Imports SQLAlchemy."""
+    from app.catalogue import Catalogue
+
+    async def run(engine: "Engine") -> T:
+        catalogue = Catalogue(engine.settings.database_url)
+        try:
+            return await use(engine, catalogue)
+        finally:
+            await catalogue.close()
+
+    return with_engine(run)
 
 
 @asynccontextmanager
@@ -41,6 +57,25 @@ async def opened() -> AsyncIterator["Engine"]:
         await engine.ledger.pool.close()
         with suppress(Exception):
             await engine.holds.client.aclose()
+
+
+def require_redis(engine: "Engine", consequence: str) -> None:
+    """Go on only if Redis answered; `consequence` is what an answer without it lacks.
+
+    Raises:
+        RedisAway
+    """
+    from app.holds import RedisAway
+
+    if engine.holds.breaker.failures:
+        raise RedisAway(consequence)
+
+
+def operator() -> "Caller":
+    """Who acts, for the audit log."""
+    from app.booking import Caller
+
+    return Caller("operator", None)
 
 
 def schema_problem(database_url: str) -> str | None:

@@ -1,0 +1,92 @@
+"""`holdfast events`: the audit log, as it was written."""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+import rich_click as click
+
+from app.cli.show import emit
+
+if TYPE_CHECKING:
+    from app.catalogue import Catalogue
+    from app.domain import Event
+    from app.engine import Engine
+
+#: How often the log is asked for more, and how much of it at a time.
+FOLLOW_SECONDS = 0.5
+PAGE = 200
+
+
+@click.group()
+def events() -> None:
+    """The audit log: written in the transaction of each change, never rewritten."""
+
+
+@events.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what happens.")
+@click.option("--type", "type_", metavar="TYPE", help="Such as booking.confirmed.")
+@click.option("--slot", "slot_id", type=click.UUID, metavar="ID", help="Only of this slot.")
+@click.option("--booking", "booking_id", type=click.UUID, metavar="ID", help="Only of this booking or hold.")
+@click.option(
+    "--after", type=click.IntRange(0), metavar="SEQ", help="All that follows this event; 0: from the beginning."
+)
+@click.option(
+    "--count", type=click.IntRange(0, 10_000), default=20, show_default=True, help="Without --after: the last …"
+)
+@click.option(
+    "--for", "seconds", type=click.FloatRange(0.1), metavar="SECONDS", help="With --follow: stop after this long."
+)
+@click.option("--jsonl", is_flag=True, help="One object per event, for programs.")
+def tail(
+    *,
+    follow: bool,
+    type_: str | None,
+    slot_id: UUID | None,
+    booking_id: UUID | None,
+    after: int | None,
+    count: int,
+    seconds: float | None,
+    jsonl: bool,
+) -> None:
+    """Tell the last events, in the order in which they became visible, without gaps.
+
+    `--after` with the last seq that was seen goes on exactly there.
+    """
+    from app.catalogue import EventFilter
+    from app.cli.stores import with_catalogue
+
+    which = EventFilter(type=type_, slot_id=slot_id, booking_id=booking_id)
+    until = time.monotonic() + (seconds if seconds is not None else float("inf"))
+
+    async def read(engine: "Engine", catalogue: "Catalogue") -> None:
+        seen = after
+        if seen is None:
+            seen = await engine.ledger.event_before_last(count, type_, slot_id, booking_id)
+        while True:
+            page = await catalogue.feed(which, seen, PAGE)
+            for event in page:
+                _tell(event, jsonl)
+                seen = event.seq
+            if len(page) == PAGE:
+                continue
+            left = until - time.monotonic()
+            if not follow or left <= 0:
+                return
+            await asyncio.sleep(min(FOLLOW_SECONDS, left))
+
+    with_catalogue(read)
+
+
+def _tell(event: "Event", jsonl: bool) -> None:
+    if jsonl:
+        emit(event, indent=False)
+        return
+    about = "".join(
+        f" {name} {value}" for name, value in (("booking", event.booking_id), ("slot", event.slot_id)) if value
+    )
+    data = msgspec.json.encode(event.data).decode() if event.data else ""
+    at = f"{event.at:%Y-%m-%d %H:%M:%S}"
+    print(f"{event.seq} {at} {event.type} by {event.actor}{about} {data}".rstrip(), flush=True)
