@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import sqlalchemy as sa
+import structlog
 from psycopg import errors as pg
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -30,12 +31,14 @@ from app.errors import (
     Problem,
     ResourceNotFound,
     SlotNotFound,
+    Unavailable,
     VenueNotFound,
 )
 from app.ledger import LOCK_TIMEOUT_MS, REPLY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, within
 from app.schema import answers, bookings, events, occupied, resources, slots, venues
 from app.tokens import new_id
 
+log = structlog.get_logger()
 T = TypeVar("T")
 Row = Any  # SQLAlchemy's rows: the fields are those of the statement above each use
 
@@ -152,6 +155,8 @@ class Catalogue:
         Raises:
             VenueNotFound
         """
+        if "\0" in slug:  # a path may hold what Postgres' text cannot
+            raise VenueNotFound
 
         async def read(connection: AsyncConnection) -> Venue:
             row = (await connection.execute(sa.select(venues).where(venues.c.slug == slug))).one_or_none()
@@ -369,13 +374,20 @@ class Catalogue:
         return await self._read(lambda connection: _first_answer(connection, keyed))
 
     async def keep_answer(self, keyed: Keyed, body: bytes) -> bytes:
-        """Store the answer to a request whose effect is elsewhere; returns the first one, when two come at once."""
+        """Store the answer to a request whose effect is elsewhere; returns the first one, when two come at once.
+
+        The effect is there and does no harm when it is repeated: an answer that cannot be kept is given all the same.
+        """
 
         async def keep(connection: AsyncConnection) -> bytes:
             await _keep_answer(connection, keyed, body, 200)
             return await _first_answer(connection, keyed) or body
 
-        return await self._write(keep)
+        try:
+            return await self._write(keep)
+        except Unavailable as error:
+            log.warning("answer_not_kept", scope=keyed.scope, reason=error.code)
+            return body
 
     async def _once(self, keyed: Keyed | None, create: Callable[[AsyncConnection], Awaitable[bytes]]) -> Answer:
         """Create something and keep the answer in the same transaction; or give the first answer again."""

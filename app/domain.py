@@ -8,6 +8,7 @@ import msgspec
 
 BookingStatus = Literal["held", "pending_payment", "confirmed", "cancelled", "expired"]
 ResourceKind = Literal["person", "place", "event"]
+Payment = Literal["on_site", "required"]
 SlotStatus = Literal["available", "held", "sold_out", "closed", "past"]
 
 #: The statuses that take places. The same words stand in the partial index, the trigger and every query.
@@ -139,7 +140,7 @@ class Venue(msgspec.Struct, frozen=True):
     slug: str
     name: str
     timezone: str
-    payment: str
+    payment: Payment
     #: null: the service's default
     hold_ttl_seconds: int | None
     hold_max_seconds: int

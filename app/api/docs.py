@@ -1,0 +1,176 @@
+"""The OpenAPI document, and the page that shows it. What Litestar derives is corrected where it knows less than we.
+
+The Structs of `wire` are described by msgspec, which decodes by them: exact bounds, and `additionalProperties: false`.
+"""
+
+import html
+from functools import cache
+from typing import Any
+
+import msgspec
+from litestar import Litestar, MediaType, Request, Router
+from litestar.connection import ASGIConnection
+from litestar.exceptions import NotFoundException
+from litestar.handlers.base import BaseRouteHandler
+from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from app.api import wire
+
+PROBLEM = "application/problem+json"
+TITLE = "Holdfast"
+_COMPONENT = "#/components/schemas/{name}"
+
+operator_security: list[dict[str, list[str]]] = [{"operator": []}]
+
+_SAID = {
+    400: "What was sent makes no sense; `errors` names the field",
+    401: "The operator key is missing or wrong",
+    404: "There is no such thing, or the token is not its own",
+    409: "In conflict with what is true now; `code` says how",
+    410: "The hold has expired",
+    413: "The body is too large",
+    415: "The body is not `application/json`",
+    422: "The Idempotency-Key was used for another request",
+    500: "A bug",
+    503: 'Try again after `Retry-After`; with `"effect": "none"` nothing was done',
+}
+
+
+def problems(*statuses: int, body: bool = False) -> dict[int, ResponseSpec]:
+    """Document what a route may answer besides success."""
+    own = {400, 500, 503, *statuses, *((413, 415) if body else ())}
+    return {
+        status: ResponseSpec(
+            wire.Problem,
+            generate_examples=False,
+            media_type=PROBLEM,
+            description=_SAID[status],
+        )
+        for status in sorted(own)
+    }
+
+
+def config() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title=TITLE,
+        version="1",
+        description="Reservations: holds in Redis, bookings in Postgres, never oversold.",
+        create_examples=False,
+        use_handler_docstrings=True,
+        components=Components(
+            security_schemes={"operator": SecurityScheme(type="http", scheme="bearer", description="The operator key")}
+        ),
+        render_plugins=[Page(path="/"), Document(path="/openapi.json", media_type=MediaType.JSON)],
+        openapi_router=Router(
+            "/schema",
+            route_handlers=[],
+            include_in_schema=False,
+            guards=[_only_known],
+            response_headers={"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"},
+        ),
+        operation_id_creator=lambda handler, _method, _path: handler.fn.__name__,
+    )
+
+
+@cache
+def document(app: Litestar) -> bytes:
+    """Make the document of an application; it does not change while the process lives."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema()))
+    _describe_structs(found)
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            item = found["paths"].get(route.path_format, {})
+            for method in getattr(handler, "http_methods", ()):
+                operation = item.get(method.lower())
+                if operation is not None:
+                    _correct(operation, handler.opt.get("query"))
+    return msgspec.json.encode(found)
+
+
+def _describe_structs(found: dict[str, Any]) -> None:
+    names = found["components"]["schemas"]
+    structs = [getattr(wire, name) for name in names if hasattr(wire, name)]
+    _, described = msgspec.json.schema_components(structs, ref_template=_COMPONENT)
+    found["components"]["schemas"] = described
+
+
+def _correct(operation: dict[str, Any], query: type[msgspec.Struct] | None) -> None:
+    operation.setdefault("parameters", []).extend(_parameters(query) if query else ())
+    if not operation["parameters"]:
+        del operation["parameters"]
+    busy = operation["responses"].get("503")
+    if busy is not None:
+        busy["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+
+
+def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    (_,), components = msgspec.json.schema_components([query], ref_template=_COMPONENT)
+    return [
+        {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
+        for name, schema in components[query.__name__]["properties"].items()
+    ]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query string has no null: a parameter is there or it is not."""
+    rest = {
+        key: value
+        for key, value in schema.items()
+        if key not in ("anyOf", "enum") and (key, value) != ("default", None)
+    }
+    if "anyOf" in schema:
+        (only,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
+        rest |= only
+    if "enum" in schema:
+        rest["enum"] = [value for value in schema["enum"] if value is not None]
+    return rest
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    "code{font-family:ui-monospace,monospace}dt{margin-top:.8rem}dd{margin:0 0 0 1.5rem;color:#555}"
+    "@media (prefers-color-scheme:dark){body{background:#111;color:#eee}dd{color:#aaa}a{color:#8bf}}"
+)
+#: Nothing is loaded, from nowhere.
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+
+
+class Document(OpenAPIRenderPlugin):
+    """The document itself."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return document(request.app)
+
+
+class Page(OpenAPIRenderPlugin):
+    """Every operation on one page that needs nothing else."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return _page(request.app).encode()
+
+
+def _only_known(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Litestar adds a page of its own for everything else below, in HTML: ours tells that as everywhere."""
+    if connection.scope["path_template"] not in ("/schema", "/schema/openapi.json"):
+        raise NotFoundException
+
+
+@cache
+def _page(app: Litestar) -> str:
+    found = msgspec.json.decode(document(app))
+    lines = [
+        f"<dt><code>{method.upper()} {html.escape(path)}</code>{' (operators)' * ('security' in operation)}</dt>"
+        f"<dd>{html.escape(operation.get('description') or operation.get('summary') or '')}</dd>"
+        for path, item in found["paths"].items()
+        for method, operation in item.items()
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{TITLE}</title><style>{_STYLE}</style>"
+        f"<h1>{TITLE}</h1><p>{html.escape(found['info']['description'])}"
+        " The whole contract: <a href=/schema/openapi.json>OpenAPI 3.1</a>.</p>"
+        f"<dl>{''.join(lines)}</dl></html>"
+    )

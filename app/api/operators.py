@@ -1,0 +1,205 @@
+"""For operators, by `Authorization: Bearer <operator key>`: what is sold, and what became of it."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgspec
+from litestar import Response, get, patch, post
+from litestar.params import FromPath, JSONBody, SkipValidation
+
+from app import booking, domain
+from app.api import answers, wire
+from app.api.docs import operator_security, problems
+from app.api.public import IdempotencyKey
+from app.api.strict import ApiRequest, keyed, operator_only, query
+from app.catalogue import BookingFilter, EventFilter
+from app.errors import NotFound
+from app.telemetry import request_id
+
+#: A thousand slots are more than the 16 KiB that other bodies may have.
+MAX_SLOTS_BODY = 512 * 1024
+
+
+# -- venues and resources ---------------------------------------------------------------------------------------------
+
+
+@post("/v1/venues", guards=[operator_only], security=operator_security, responses=problems(401, 409, 422, body=True))
+async def create_venue(
+    request: ApiRequest, data: JSONBody[wire.VenueWanted], key: IdempotencyKey = None
+) -> Response[wire.Venue]:
+    """Create a venue."""
+    answer = await request.catalogue.create_venue(
+        data.to_new(), keyed("venues", key, data), request_id(), lambda made: msgspec.json.encode(wire.venue(made))
+    )
+    return answers.created(answer.body, location=f"/v1/venues/{data.slug}", replayed=answer.replayed)
+
+
+@get(
+    "/v1/venues",
+    opt={"query": wire.VenueQuery},
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401),
+)
+async def list_venues(request: ApiRequest) -> Response[wire.VenuePage]:
+    """List the venues by slug."""
+    asked = query(request, wire.VenueQuery)
+    found = await request.catalogue.venues(asked.cursor, asked.limit + 1)
+    shown = found[: asked.limit]
+    more = shown[-1].slug if len(found) > len(shown) else None
+    return answers.ok(wire.VenuePage(data=[wire.venue(venue) for venue in shown], next_cursor=more))
+
+
+@patch(
+    "/v1/venues/{slug:str}",
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401, 404, 409, body=True),
+)
+async def change_venue(
+    request: ApiRequest, slug: FromPath[str], data: JSONBody[SkipValidation[wire.VenueChanges]]
+) -> Response[wire.Venue]:
+    """Change a venue. Holds that live keep the times they were given."""
+    return answers.ok(wire.venue(await request.catalogue.change_venue(slug, wire.changes(data), request_id())))
+
+
+@post("/v1/resources", guards=[operator_only], security=operator_security, responses=problems(401, 404, 422, body=True))
+async def create_resource(
+    request: ApiRequest, data: JSONBody[wire.ResourceWanted], key: IdempotencyKey = None
+) -> Response[wire.Resource]:
+    """Create a resource: a person or a place does one thing at a time, an event may run several slots at once."""
+    answer = await request.catalogue.create_resource(
+        data.to_new(),
+        keyed("resources", key, data),
+        request_id(),
+        lambda made: msgspec.json.encode(wire.resource(made)),
+    )
+    # A resource has no page of its own: its venue's shows it.
+    return answers.created(answer.body, location=f"/v1/venues/{data.venue}", replayed=answer.replayed)
+
+
+# -- slots ------------------------------------------------------------------------------------------------------------
+
+
+@post(
+    "/v1/slots",
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401, 404, 422, body=True),
+    request_max_body_size=MAX_SLOTS_BODY,
+)
+async def create_slots(
+    request: ApiRequest,
+    data: JSONBody[SkipValidation[wire.SlotWanted | wire.SlotsWanted]],
+    key: IdempotencyKey = None,
+) -> Response[wire.Slot | wire.SlotsCreated]:
+    """Create one slot, or up to 1,000 at once, all or none."""
+    wanted = data.slots if isinstance(data, wire.SlotsWanted) else [data]
+    if any(slot.service_id is not None for slot in wanted):
+        raise NotFound("Service not found")
+    answer = await request.catalogue.create_slots(
+        [slot.to_new() for slot in wanted],
+        keyed("slots", key, data),
+        request_id(),
+        _all_slots if isinstance(data, wire.SlotsWanted) else _one_slot,
+    )
+    location = None if isinstance(data, wire.SlotsWanted) else f"/v1/slots/{_id_of(answer.body)}"
+    return answers.created(answer.body, location=location, replayed=answer.replayed)
+
+
+def _one_slot(made: Sequence[domain.Slot]) -> bytes:
+    return msgspec.json.encode(wire.slot(made[0]))
+
+
+def _all_slots(made: Sequence[domain.Slot]) -> bytes:
+    return msgspec.json.encode(wire.SlotsCreated(data=[wire.slot(slot) for slot in made]))
+
+
+class _Identified(msgspec.Struct):
+    id: UUID
+
+
+def _id_of(body: bytes) -> UUID:
+    return msgspec.json.decode(body, type=_Identified).id
+
+
+@patch(
+    "/v1/slots/{slot_id:str}",
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401, 404, 409, body=True),
+)
+async def change_slot(
+    request: ApiRequest, slot_id: FromPath[UUID], data: JSONBody[SkipValidation[wire.SlotChanges]]
+) -> Response[wire.Slot]:
+    """Change a slot's capacity, or close and open it. What is booked stays booked."""
+    changed = await request.catalogue.change_slot(slot_id, wire.changes(data), request_id())
+    await booking.slot_changed(request.engine, [slot_id])
+    rooms = await booking.rooms(request.engine, [changed])
+    return answers.ok(wire.slot(changed, rooms.get(slot_id)))
+
+
+# -- what became of it ------------------------------------------------------------------------------------------------
+
+
+@get(
+    "/v1/holds",
+    opt={"query": wire.HoldQuery},
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401, 404),
+)
+async def list_holds(request: ApiRequest) -> Response[wire.HoldPage]:
+    """List live holds, those that end first first."""
+    asked = query(request, wire.HoldQuery)
+    holds = await booking.list_holds(request.engine, asked.venue, asked.slot_id)
+    return answers.ok(wire.HoldPage(data=[wire.hold(hold) for hold in holds]))
+
+
+@get(
+    "/v1/bookings",
+    opt={"query": wire.BookingQuery},
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401, 404),
+)
+async def list_bookings(request: ApiRequest) -> Response[wire.BookingPage]:
+    """List bookings in the order they were made; `from` and `to` are about when their slots begin."""
+    asked = query(request, wire.BookingQuery)
+    which = BookingFilter(
+        venue=asked.venue,
+        slot_id=asked.slot_id,
+        status=asked.status,
+        starts_from=asked.starts_from,
+        starts_before=asked.starts_before,
+    )
+    found = await request.catalogue.bookings(which, wire.position(asked.cursor), asked.limit + 1)
+    shown = found[: asked.limit]
+    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    return answers.ok(wire.BookingPage(data=[wire.booking(each) for each in shown], next_cursor=more))
+
+
+@get(
+    "/v1/events",
+    opt={"query": wire.EventQuery},
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401),
+)
+async def list_events(request: ApiRequest) -> Response[wire.EventPage]:
+    """Read the audit log; with `after`, follow it: then `next_cursor` is the next `after`, else the next `cursor`."""
+    asked = query(request, wire.EventQuery)
+    which = EventFilter(type=asked.type, slot_id=asked.slot_id, booking_id=asked.booking_id)
+    if asked.after is not None:
+        found = await request.catalogue.feed(which, asked.after, asked.limit + 1)
+    else:
+        found = await request.catalogue.events(which, asked.cursor, asked.limit + 1)
+    shown = found[: asked.limit]
+    more = str(shown[-1].seq) if len(found) > len(shown) else None
+    return answers.ok(wire.EventPage(data=[wire.event(each) for each in shown], next_cursor=more))
+
+
+ROUTES = [
+    create_venue, list_venues, change_venue, create_resource, create_slots, change_slot, list_holds, list_bookings,
+    list_events,
+]  # fmt: skip

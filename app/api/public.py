@@ -1,0 +1,212 @@
+"""For everyone: what a widget, a load test and a customer's back end call. A token speaks for a hold or a booking."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from litestar import Response, delete, get, post
+from litestar.openapi.spec import Example
+from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
+
+from app import booking, domain
+from app.api import answers, wire
+from app.api.docs import problems
+from app.api.strict import ApiRequest, idempotency_key, keyed, query
+from app.catalogue import SlotFilter
+from app.domain import Room, Slot
+from app.errors import BookingNotFound, HoldNotFound
+from app.tokens import HoldGrant, sign_hold
+from app.tokens import read_hold as read_grant
+
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="1 to 255 printable ASCII characters; a repeated request gets the first answer again",
+        examples=[Example(value="order-4711")],
+        schema_extra={"minLength": 1, "maxLength": 257},
+    ),
+]
+HoldToken = Annotated[str | None, HeaderParameter(name="Hold-Token", description="the token of the hold")]
+ManageToken = Annotated[
+    str | None,
+    HeaderParameter(name="Manage-Token", description="the manage token of the booking; operators need none"),
+]
+
+#: A page of slots with room is filled up at most so often: others may hold all of a page's places.
+MAX_REFILLS = 5
+
+
+@get("/v1/venues/{slug:str}", responses=problems(404))
+async def read_venue(request: ApiRequest, slug: FromPath[str]) -> Response[wire.Venue]:
+    """Read a venue with its resources and services."""
+    return answers.ok(wire.venue(await request.catalogue.venue(slug)))
+
+
+@get("/v1/slots", opt={"query": wire.SlotQuery}, responses=problems(404))
+async def list_slots(request: ApiRequest) -> Response[wire.SlotPage]:
+    """List slots in the order of their start; with `quantity` only those that have room for so many now."""
+    asked = query(request, wire.SlotQuery)
+    which = SlotFilter(
+        venue=asked.venue,
+        resource_id=asked.resource_id,
+        service_id=asked.service_id,
+        starts_from=asked.starts_from,
+        starts_before=asked.starts_before,
+        room_for=asked.quantity,
+    )
+    return answers.ok(await _page_of_slots(request, which, asked))
+
+
+async def _page_of_slots(request: ApiRequest, which: SlotFilter, asked: wire.SlotQuery) -> wire.SlotPage:
+    """Fill a page. Only Redis knows the holds, so what Postgres lists may be too full, and more is asked for."""
+    after = wire.position(asked.cursor)
+    shown: list[wire.Slot] = []
+    for _ in range(MAX_REFILLS):
+        found = await request.catalogue.slots(which, after, asked.limit - len(shown) + 1)
+        more = len(found) > asked.limit - len(shown)
+        found = found[: asked.limit - len(shown)]
+        shown += [slot for slot in await _with_rooms(request, found) if slot.available >= (asked.quantity or 0)]
+        if found:
+            after = (found[-1].starts_at, found[-1].id)
+        if not more or len(shown) == asked.limit:
+            break
+    return wire.SlotPage(data=shown, next_cursor=wire.cursor(*after) if more and after else None)
+
+
+async def _with_rooms(request: ApiRequest, slots: Sequence[Slot]) -> list[wire.Slot]:
+    rooms: dict[UUID, Room] = await booking.rooms(request.engine, slots) if slots else {}
+    return [wire.slot(slot, rooms.get(slot.id)) for slot in slots]
+
+
+@get("/v1/slots/{slot_id:str}", responses=problems(404))
+async def read_slot(request: ApiRequest, slot_id: FromPath[UUID]) -> Response[wire.Slot]:
+    """Read a slot and what can be taken of it now."""
+    slot = await request.catalogue.slot(slot_id)
+    return answers.ok((await _with_rooms(request, [slot]))[0])
+
+
+# -- holds ------------------------------------------------------------------------------------------------------------
+
+
+@post("/v1/holds", responses=problems(404, 409, 422, body=True))
+async def take_hold(
+    request: ApiRequest, data: JSONBody[wire.HoldWanted], key: IdempotencyKey = None
+) -> Response[wire.Hold]:
+    """Hold places of a slot for a while."""
+    hold, token = await booking.take_hold(
+        request.engine, data.slot_id, data.quantity, key=idempotency_key(key), caller=request.caller
+    )
+    return answers.created(wire.hold(hold, token), location=f"/v1/holds/{hold.id}", replayed=hold.replayed)
+
+
+@get("/v1/holds/{hold_id:str}", responses=problems(404, 409, 410))
+async def read_hold(request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None) -> Response[wire.Hold]:
+    """Read a hold by its token."""
+    return answers.ok(wire.hold(await booking.get_hold(request.engine, hold_id, token or "")))
+
+
+@post("/v1/holds/{hold_id:str}/extend", status_code=200, responses=problems(404, 409, 410, 422))
+async def extend_hold(
+    request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None, key: IdempotencyKey = None
+) -> Response[wire.Hold]:
+    """Prolong a hold; its old token stays good until it would have ended."""
+    _require_hold_token(request, hold_id, token)  # the key alone proves nothing
+    this = keyed(f"extend:{hold_id}", key, None)
+    if this and (first := await request.catalogue.first_answer(this)):
+        return answers.again(_hold_body(request, first), replayed=True)
+    hold, _ = await booking.extend_hold(request.engine, hold_id, token or "", caller=request.caller)
+    kept = msgspec.json.encode(hold)
+    if this:
+        kept = await request.catalogue.keep_answer(this, kept)
+    return answers.again(_hold_body(request, kept), replayed=False)
+
+
+def _require_hold_token(request: ApiRequest, hold_id: UUID, token: str | None) -> None:
+    grant = read_grant(request.engine.settings.secrets, token or "")
+    if grant is None or grant.hold_id != hold_id:
+        raise HoldNotFound
+
+
+def _hold_body(request: ApiRequest, kept: bytes) -> bytes:
+    """Render a kept hold. Its token is signed anew, so that none is ever stored."""
+    hold = msgspec.json.decode(kept, type=domain.Hold)
+    grant = HoldGrant(hold.id, hold.slot_id, hold.quantity, round(hold.expires_at.timestamp() * 1000))
+    return msgspec.json.encode(wire.hold(hold, sign_hold(request.engine.settings.secrets, grant)))
+
+
+@delete("/v1/holds/{hold_id:str}", responses=problems(404))
+async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None) -> Response[None]:
+    """Give a hold up, by its token or as an operator. Harmless when it was gone."""
+    if request.is_operator:
+        await booking.operator_release_hold(request.engine, hold_id, caller=request.caller)
+    else:
+        await booking.release_hold(request.engine, hold_id, token or "", caller=request.caller)
+    return answers.nothing()
+
+
+# -- bookings ---------------------------------------------------------------------------------------------------------
+
+
+@post("/v1/bookings", responses=problems(404, 409, 410, 422, body=True))
+async def create_booking(
+    request: ApiRequest,
+    data: JSONBody[SkipValidation[wire.BookingOfSlot | wire.BookingOfHold]],
+    key: IdempotencyKey = None,
+) -> Response[wire.Booking]:
+    """Book places of a slot, or those of a hold."""
+    made, token = await booking.book(request.engine, _wanted(data, idempotency_key(key)), caller=request.caller)
+    return answers.created(wire.booking(made, token), location=f"/v1/bookings/{made.id}", replayed=made.replayed)
+
+
+def _wanted(data: wire.BookingOfSlot | wire.BookingOfHold, key: str | None) -> booking.BookingRequest:
+    common: dict[str, Any] = {"customer": data.customer.normalised(), "metadata": data.metadata, "key": key}
+    if isinstance(data, wire.BookingOfHold):
+        return booking.BookingRequest(hold_token=data.hold_token, **common)
+    return booking.BookingRequest(slot_id=data.slot_id, quantity=data.quantity, **common)
+
+
+@get("/v1/bookings/{booking_id:str}", responses=problems(401, 404))
+async def read_booking(
+    request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None
+) -> Response[wire.Booking]:
+    """Read a booking by its manage token, or as an operator."""
+    return answers.ok(wire.booking(await booking.read_booking(request.engine, booking_id, _proof(request, token))))
+
+
+@post("/v1/bookings/{booking_id:str}/cancel", status_code=200, responses=problems(401, 404, 409, 422))
+async def cancel_booking(
+    request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None, key: IdempotencyKey = None
+) -> Response[wire.Booking]:
+    """Cancel a booking, by its manage token or as an operator. Its places are free at once."""
+    proof = _proof(request, token)
+    this = keyed(f"cancel:{booking_id}", key, None)
+    if this:
+        await booking.read_booking(request.engine, booking_id, proof)  # the key alone proves nothing
+        if first := await request.catalogue.first_answer(this):
+            return answers.again(first, replayed=True)
+    cancelled = await booking.cancel(request.engine, booking_id, proof, caller=request.caller)
+    body = msgspec.json.encode(wire.booking(cancelled))
+    if this:
+        body = await request.catalogue.keep_answer(this, body)
+    return answers.again(body, replayed=False)
+
+
+def _proof(request: ApiRequest, token: str | None) -> str | None:
+    """Tell by what right a booking is asked for: None for operators, else the token that was shown.
+
+    Raises:
+        BookingNotFound: none at all.
+    """
+    if request.is_operator:
+        return None
+    if not token:
+        raise BookingNotFound
+    return token
+
+
+ROUTES = [
+    read_venue, list_slots, read_slot, take_hold, read_hold, extend_hold, release_hold, create_booking, read_booking,
+    cancel_booking,
+]  # fmt: skip

@@ -1,0 +1,274 @@
+"""Reading requests: everything that comes from outside passes here, and is refused whole when any of it is odd.
+
+Litestar alone would read `"3"` as 3, take any content type for JSON, and let the last of two equal keys win. Refusals
+name the field and never repeat what was sent.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+from datetime import UTC, datetime
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import litestar
+import msgspec
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.handlers.base import BaseRouteHandler
+
+from app.booking import Caller
+from app.catalogue import Catalogue, Keyed
+from app.engine import Engine
+from app.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
+from app.telemetry import request_id
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+#: More than any request needs; a thousand brackets would exhaust the decoder's stack.
+MAX_DEPTH = 32
+#: JSON has no bounds for integers, msgspec and Postgres have.
+MAX_INTEGER = 2**63 - 1
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_AT = re.compile(r"^(.*?) - at `\$\.?(.*)`$", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_KEY = re.compile(r'"([\x20-\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e][\x20-\x7e]{0,253}[\x21-\x7e]|[\x21\x23-\x7e])')
+
+
+class ApiRequest(litestar.Request[Any, Any, State]):
+    """A request whose JSON is decoded straight into what its handler is annotated with."""
+
+    @property
+    def engine(self) -> Engine:
+        engine: Engine = self.app.state.engine
+        return engine
+
+    @property
+    def catalogue(self) -> Catalogue:
+        catalogue: Catalogue = self.app.state.catalogue
+        return catalogue
+
+    @property
+    def is_operator(self) -> bool:
+        """True with the operator key, False without any.
+
+        Raises:
+            Unauthorized: another key.
+        """
+        if "authorization" not in self.headers:
+            return False
+        operator_only(self, self.route_handler)
+        return True
+
+    @property
+    def caller(self) -> Caller:
+        """Name who asks, for the audit log. Another's Authorization header, a proxy's say, makes no operator."""
+        return Caller("operator" if _has_operator_key(self) else "customer", request_id())
+
+    async def json(self) -> Any:
+        self._refuse_other_media()
+        field = self.route_handler.parsed_data_field
+        return decode(await self.body(), field.annotation if field else Any)
+
+    async def body(self) -> bytes:
+        # Litestar reads a missing body before it asks for JSON, and would take it for "no data".
+        body = await super().body()
+        if not body and self.route_handler.parsed_data_field is not None:
+            self._refuse_other_media()
+            raise InvalidRequest("", "The body is empty")
+        return body
+
+    def _refuse_other_media(self) -> None:
+        kind, _, parameters = self.headers.get("content-type", "").partition(";")
+        charset = parameters.replace(" ", "").lower()
+        if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
+            raise UnsupportedMediaType
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaType
+
+
+def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Let only operators pass: the guard of their routes, before the body is looked at."""
+    if not _has_operator_key(connection):
+        raise Unauthorized
+
+
+def _has_operator_key(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    scheme, _, given = connection.headers.get("authorization", "").partition(" ")
+    wanted: str = connection.app.state.engine.settings.operator_key
+    # Both sides as bytes: compare_digest takes no text beyond ASCII, and a header may hold anything.
+    same = hmac.compare_digest(given.strip().encode(), wanted.encode())
+    return same and scheme.lower() == "bearer"
+
+
+# -- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def decode(body: bytes, annotation: Any) -> Any:
+    """Decode JSON into a Struct, or into that of several which the body's keys tell (see `_member`).
+
+    Raises:
+        InvalidRequest
+    """
+    _refuse_depth(body)
+    try:
+        raw = json.loads(body, object_pairs_hook=_without_duplicates, parse_int=_bounded, parse_constant=_no_constant)
+        value = _decoder(_member(annotation, raw)).decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, json.JSONDecodeError):
+        raise InvalidRequest("", "The body is not valid JSON in UTF-8") from None
+    if b"\\u" in body:  # the only way into a JSON string for what a database or UTF-8 cannot hold
+        _refuse_odd_characters(raw)
+    return value
+
+
+@cache
+def _decoder(struct: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(struct, strict=True)
+
+
+@cache
+def _members(annotation: Any) -> tuple[Any, ...]:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _member(annotation: Any, raw: Any) -> Any:
+    """Choose among Structs: a later one when its first field is there, else the first one."""
+    first, *others = _members(annotation)
+    if isinstance(raw, dict):
+        for other in others:
+            if other.__struct_fields__[0] in raw:
+                return other
+    return first
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("", "The same key stands twice in one object")
+    return found
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > MAX_INTEGER:
+        raise InvalidRequest("", "A number is too large")
+    return int(digits)
+
+
+def _no_constant(_: str) -> float:
+    raise InvalidRequest("", "NaN and Infinity are not JSON")
+
+
+def _refuse_depth(body: bytes) -> None:
+    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return
+    depth = 0
+    for character in _STRING.sub(b"", body):
+        depth += (character in b"{[") - (character in b"}]")
+        if depth > MAX_DEPTH:
+            raise InvalidRequest("", "The body is nested too deeply")
+
+
+def _refuse_odd_characters(value: Any) -> None:
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise InvalidRequest("", "NUL and lone surrogates are not text")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_odd_characters(key)
+            _refuse_odd_characters(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_odd_characters(inner)
+
+
+def _invalid(told: str) -> InvalidRequest:
+    """Turn msgspec's sentence into field and message."""
+    match = _AT.match(told)
+    message, path = (match[1], match[2]) if match else (told, "")
+    if unknown := _UNKNOWN_FIELD.match(message):
+        field = unknown[1][:64]
+        return InvalidRequest(f"{path}.{field}" if path else field, "Unknown field")
+    if message.startswith("Invalid enum value"):
+        message = "Not one of the values allowed here"  # msgspec would repeat what was sent
+    return InvalidRequest(path, message)
+
+
+# -- query strings ----------------------------------------------------------------------------------------------------
+
+
+def query(request: ApiRequest, struct: type[Asked]) -> Asked:
+    """Read the query string into a Struct: no unknown names, no name twice, and numbers in plain digits.
+
+    Raises:
+        InvalidRequest
+    """
+    integers = _integer_fields(struct)
+    given: dict[str, Any] = {}
+    for name, text in request.query_params.multi_items():
+        if name in given:
+            raise InvalidRequest(name[:64], "Given twice")
+        if "\0" in text:
+            raise InvalidRequest(name[:64], "NUL is not text")
+        given[name] = int(text) if name in integers and _WHOLE_NUMBER.fullmatch(text) else text
+    try:
+        return msgspec.convert(given, struct, strict=True)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+
+
+@cache
+def _integer_fields(struct: type[msgspec.Struct]) -> frozenset[str]:
+    types = {field.name: field for field in msgspec.inspect.type_info(struct).fields}  # type: ignore[attr-defined]
+    return frozenset(
+        field.encode_name
+        for field in types.values()
+        if any(isinstance(t, msgspec.inspect.IntType) for t in getattr(field.type, "types", (field.type,)))
+    )
+
+
+# -- single values ----------------------------------------------------------------------------------------------------
+
+#: What the wire takes for an instant. The years keep arithmetic with it inside what Python and Postgres can hold.
+FIRST_YEAR, LAST_YEAR = 1970, 2200
+
+
+def instant(value: datetime, name: str) -> datetime:
+    """Return an instant in UTC.
+
+    Raises:
+        ValueError: outside of the years that are served.
+    """
+    if not FIRST_YEAR <= value.year <= LAST_YEAR:
+        raise ValueError(f"{name} must be between the years {FIRST_YEAR} and {LAST_YEAR}")
+    return value.astimezone(UTC)
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """Read an Idempotency-Key, in quotes (as the draft standard has it) or bare: the same key.
+
+    Raises:
+        InvalidRequest
+    """
+    if header is None:
+        return None
+    match = _KEY.fullmatch(header.strip(" "))
+    if match is None:
+        raise InvalidRequest("Idempotency-Key", "Must have 1 to 255 printable ASCII characters")
+    return match[1] or match[2]
+
+
+def keyed(scope: str, header: str | None, asked: Any) -> Keyed | None:
+    """Bind an Idempotency-Key to a use and to what was asked, however that was written."""
+    key = idempotency_key(header)
+    if key is None:
+        return None
+    fingerprint = hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).digest()
+    return Keyed(scope, key, fingerprint)

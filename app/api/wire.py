@@ -1,0 +1,526 @@
+"""What goes over the wire: request bodies, query strings and answers, field by field, and nothing that decides.
+
+The names and bounds here are the contract (OpenAPI is made from them). Answers list their fields: a new column never
+reaches a client by accident. Bodies and query strings forbid what they do not list: it is an error, not a wish granted
+silently.
+"""
+
+import base64
+import binascii
+import struct
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from math import ceil
+from typing import Annotated, Any, Literal
+from uuid import UUID
+from zoneinfo import available_timezones
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from app import domain
+from app.api.strict import instant
+from app.catalogue import NewResource, NewSlot, NewVenue
+from app.domain import BookingStatus, Payment, ResourceKind, Room, SlotStatus
+from app.errors import InvalidRequest
+
+#: The database holds slots to the same.
+MAX_SLOT_LENGTH = timedelta(days=31)
+MAX_SLOTS_AT_ONCE = 1_000
+
+Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
+Slug = Annotated[str, Meta(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
+
+OpenOrClosed = Literal["open", "closed"]
+Cursor = Annotated[str, Meta(max_length=64, description="`next_cursor` of the page before")]
+Limit = Annotated[int, Meta(ge=1, le=100)]
+
+#: ASCII only: a letter that merely looks like another one makes another address. Spaces around it are forgiven.
+_EMAIL_LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+_EMAIL_DOMAIN = r"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])"
+Email = Annotated[str, Meta(min_length=5, max_length=254, pattern=rf"^ *{_EMAIL_LOCAL}@{_EMAIL_DOMAIN} *$")]
+
+
+# -- requests: customers ----------------------------------------------------------------------------------------------
+
+
+class CustomerDetails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Text200
+    email: Email
+    phone: Annotated[str, Meta(min_length=1, max_length=40)] | None = None
+
+    def __post_init__(self) -> None:
+        # `$` in the pattern lets a line feed pass in Python, though not in a browser.
+        if "\n" in self.email or "\r" in self.email:
+            raise ValueError("email must be one line")
+
+    def normalised(self) -> domain.Customer:
+        local, _, host = self.email.strip().rpartition("@")
+        return domain.Customer(self.name.strip(), f"{local}@{host.lower()}", self.phone)
+
+
+Metadata = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=64)], Any], Meta(max_length=50)]
+
+
+class HoldWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    slot_id: UUID
+    quantity: Quantity = 1
+
+
+class BookingOfSlot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Book places of a slot at once."""
+
+    slot_id: UUID
+    quantity: Quantity = 1
+    customer: CustomerDetails
+    metadata: Metadata = {}
+
+
+class BookingOfHold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Book the places of a hold."""
+
+    hold_token: Annotated[str, Meta(min_length=1, max_length=256)]
+    customer: CustomerDetails
+    metadata: Metadata = {}
+
+
+# -- requests: operators ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def _require_zone(zone: str | UnsetType) -> None:
+    if zone is not UNSET and zone not in _zones():
+        raise ValueError("timezone must be an IANA time zone, such as Europe/Berlin")
+
+
+class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    slug: Slug
+    name: Text200
+    timezone: Annotated[str, Meta(min_length=1, max_length=64)]
+    payment: Payment = "on_site"
+    #: null: the service's default
+    hold_ttl_seconds: Seconds | None = None
+    hold_max_seconds: Seconds = 1800
+
+    def __post_init__(self) -> None:
+        _require_zone(self.timezone)
+
+    def to_new(self) -> NewVenue:
+        return NewVenue(**msgspec.structs.asdict(self))
+
+
+class VenueChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Text200 | UnsetType = UNSET
+    timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    payment: Payment | UnsetType = UNSET
+    hold_ttl_seconds: Seconds | UnsetType | None = UNSET
+    hold_max_seconds: Seconds | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        _require_zone(self.timezone)
+
+
+class ResourceWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    venue: Slug
+    name: Text200
+    kind: ResourceKind
+
+    def to_new(self) -> NewResource:
+        return NewResource(**msgspec.structs.asdict(self))
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Minor units, and the currency's code."""
+
+    amount: Annotated[int, Meta(ge=0, le=1_000_000_000)]
+    currency: Annotated[str, Meta(min_length=3, max_length=3, pattern="^[A-Z]{3}$")]
+
+
+class SlotWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    venue: Slug
+    resource_id: UUID
+    service_id: UUID | None = None
+    starts_at: Instant
+    ends_at: Instant
+    capacity: Quantity
+    price: Price | None = None
+
+    def __post_init__(self) -> None:
+        starts_at, ends_at = instant(self.starts_at, "starts_at"), instant(self.ends_at, "ends_at")
+        if not starts_at < ends_at <= starts_at + MAX_SLOT_LENGTH:
+            raise ValueError("ends_at must be after starts_at, by at most 31 days")
+
+    def to_new(self) -> NewSlot:
+        return NewSlot(
+            venue=self.venue,
+            resource_id=self.resource_id,
+            starts_at=self.starts_at.astimezone(UTC),
+            ends_at=self.ends_at.astimezone(UTC),
+            capacity=self.capacity,
+            price_amount=self.price.amount if self.price else None,
+            price_currency=self.price.currency if self.price else None,
+        )
+
+
+class SlotsWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Many slots, all or none."""
+
+    slots: Annotated[list[SlotWanted], Meta(min_length=1, max_length=MAX_SLOTS_AT_ONCE)]
+
+
+class SlotChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    capacity: Quantity | UnsetType = UNSET
+    status: OpenOrClosed | UnsetType = UNSET
+
+
+def changes(wanted: VenueChanges | SlotChanges) -> dict[str, Any]:
+    """List the fields that a PATCH names."""
+    return {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
+
+
+# -- query strings ----------------------------------------------------------------------------------------------------
+
+
+class SlotQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    venue: Slug | None = None
+    resource_id: UUID | None = None
+    service_id: UUID | None = None
+    starts_from: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="from")
+    starts_before: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="to")
+    quantity: Quantity | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.starts_from, self.starts_before)
+
+
+class BookingQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`from` and `to` are about when the slot begins."""
+
+    venue: Slug | None = None
+    slot_id: UUID | None = None
+    status: BookingStatus | None = None
+    starts_from: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="from")
+    starts_before: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="to")
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.starts_from, self.starts_before)
+
+
+class VenueQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    limit: Limit = 50
+    cursor: Slug | None = None
+
+
+class HoldQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    venue: Slug | None = None
+    slot_id: UUID | None = None
+
+
+EventType = Annotated[str, Meta(max_length=81, pattern=r"^[a-z_]{1,40}\.[a-z_]{1,40}$")]
+Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
+
+
+class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With `after` (0: from the beginning) the log is followed in the order of the commits, and nothing is skipped."""
+
+    type: EventType | None = None
+    slot_id: UUID | None = None
+    booking_id: UUID | None = None
+    after: Seq | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: Seq | None = None
+
+
+def _check_range(*instants: datetime | None) -> None:
+    for name, value in zip(("from", "to"), instants, strict=True):
+        if value is not None:
+            instant(value, name)
+
+
+_POSITION = struct.Struct(">q16s")  # microseconds since 1970, id
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def cursor(at: datetime, row_id: UUID) -> str:
+    """Name a place in a list, so that the next page begins behind it whatever was added or removed meanwhile."""
+    micros = (at - _EPOCH) // timedelta(microseconds=1)
+    return base64.urlsafe_b64encode(_POSITION.pack(micros, row_id.bytes)).decode()
+
+
+def position(given: str | None) -> tuple[datetime, UUID] | None:
+    """Read a cursor.
+
+    Raises:
+        InvalidRequest: not one of ours.
+    """
+    if given is None:
+        return None
+    try:
+        micros, row_id = _POSITION.unpack(base64.b64decode(given.encode("ascii"), altchars=b"-_", validate=True))
+        return instant(_EPOCH + timedelta(microseconds=micros), "cursor"), UUID(bytes=row_id)
+    except (ValueError, OverflowError, struct.error, binascii.Error):
+        raise InvalidRequest("cursor", "Not a cursor of this list") from None
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    id: UUID
+    venue: str
+    name: str
+    kind: ResourceKind
+
+
+class Venue(msgspec.Struct, frozen=True, kw_only=True):
+    id: UUID
+    slug: str
+    name: str
+    timezone: str
+    payment: Payment
+    hold_ttl_seconds: int | None
+    hold_max_seconds: int
+    resources: list[Resource]
+    services: list[dict[str, Any]] = []
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    id: UUID
+    name: str
+
+
+class Money(msgspec.Struct, frozen=True, kw_only=True):
+    amount: int
+    currency: str
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """`available` also subtracts holds; `available_count` is the capacity less live bookings."""
+
+    id: UUID
+    venue: str
+    resource: Named
+    service: Named | None
+    starts_at: datetime
+    ends_at: datetime
+    timezone: str
+    capacity: int
+    available: int
+    held: int
+    available_count: int
+    status: SlotStatus
+    price: Money | None
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """`ttl_seconds` counts from `server_time`. The token is told when the hold is made or extended, and never again."""
+
+    id: UUID
+    token: str | UnsetType = UNSET
+    slot_id: UUID
+    quantity: int
+    status: Literal["active"] = "active"
+    expires_at: datetime
+    ttl_seconds: int
+    server_time: datetime
+    degraded: bool
+
+
+class CustomerShown(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    email: str
+    phone: str | None
+
+
+class Booking(msgspec.Struct, frozen=True, kw_only=True):
+    """The manage token is told when the booking is made, and never again."""
+
+    id: UUID
+    slot_id: UUID
+    quantity: int
+    status: BookingStatus
+    customer: CustomerShown | None
+    metadata: dict[str, Any]
+    manage_token: str | UnsetType = UNSET
+    expires_at: datetime | None
+    created_at: datetime
+    confirmed_at: datetime | None
+    cancelled_at: datetime | None
+    available_count: int
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    seq: int
+    at: datetime
+    type: str
+    actor: str
+    booking_id: UUID | None
+    slot_id: UUID | None
+    data: dict[str, Any]
+
+
+class VenuePage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Venue]
+    next_cursor: str | None = None
+
+
+class SlotPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Slot]
+    next_cursor: str | None = None
+
+
+class SlotsCreated(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Slot]
+
+
+class HoldPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Hold]
+    next_cursor: str | None = None
+
+
+class BookingPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Booking]
+    next_cursor: str | None = None
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Event]
+    next_cursor: str | None = None
+
+
+class FieldError(msgspec.Struct, frozen=True, kw_only=True):
+    field: str
+    message: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457. `title` is constant per `type`; which of the last fields are there depends on `code`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None
+    effect: Literal["none"] | UnsetType = UNSET
+    errors: list[FieldError] | UnsetType = UNSET
+    reason: Literal["held", "booked", "closed", "past"] | UnsetType = UNSET
+    requested: int | UnsetType = UNSET
+    available: int | UnsetType = UNSET
+    may_free_at: datetime | UnsetType | None = UNSET
+    expired_at: datetime | UnsetType = UNSET
+    expires_at: datetime | UnsetType = UNSET
+    booking_id: UUID | UnsetType = UNSET
+    booking_status: BookingStatus | UnsetType = UNSET
+    resolved_at: datetime | UnsetType | None = UNSET
+    alternatives: list[Slot] | UnsetType = UNSET
+
+
+# -- values to answers ------------------------------------------------------------------------------------------------
+
+
+def resource(known: domain.Resource) -> Resource:
+    return Resource(id=known.id, venue=known.venue, name=known.name, kind=known.kind)
+
+
+def venue(known: domain.Venue) -> Venue:
+    return Venue(
+        id=known.id,
+        slug=known.slug,
+        name=known.name,
+        timezone=known.timezone,
+        payment=known.payment,
+        hold_ttl_seconds=known.hold_ttl_seconds,
+        hold_max_seconds=known.hold_max_seconds,
+        resources=[resource(each) for each in known.resources],
+    )
+
+
+def slot(known: domain.Slot, room: Room | None = None) -> Slot:
+    """Show a slot with its holds in Redis; without a room it has none there (it is new, or Redis cannot tell)."""
+    held = room.held if room else 0
+    available = 0 if known.blocked else max(0, known.available_count - held)
+    price = None
+    if known.price_amount is not None and known.price_currency is not None:
+        price = Money(amount=known.price_amount, currency=known.price_currency)
+    return Slot(
+        id=known.id,
+        venue=known.venue,
+        resource=Named(id=known.resource_id, name=known.resource_name),
+        service=None,
+        starts_at=known.starts_at,
+        ends_at=known.ends_at,
+        timezone=known.timezone,
+        capacity=known.capacity,
+        available=available,
+        held=held + known.held_rows,
+        available_count=known.available_count,
+        status=_status(known, available, held + known.held_rows),
+        price=price,
+    )
+
+
+def _status(known: domain.Slot, available: int, held: int) -> SlotStatus:
+    if not known.open:
+        return "closed"
+    if known.starts_at <= datetime.now(UTC):
+        return "past"
+    if available > 0:
+        return "available"
+    return "held" if held > 0 and not known.blocked else "sold_out"
+
+
+def hold(known: domain.Hold, token: str | UnsetType = UNSET) -> Hold:
+    return Hold(
+        id=known.id,
+        token=token,
+        slot_id=known.slot_id,
+        quantity=known.quantity,
+        expires_at=known.expires_at,
+        ttl_seconds=max(0, ceil((known.expires_at - known.now).total_seconds())),
+        server_time=known.now,
+        degraded=known.degraded,
+    )
+
+
+def booking(known: domain.Booking, manage_token: str | UnsetType = UNSET) -> Booking:
+    customer = None
+    if known.customer is not None:
+        customer = CustomerShown(name=known.customer.name, email=known.customer.email, phone=known.customer.phone)
+    return Booking(
+        id=known.id,
+        slot_id=known.slot_id,
+        quantity=known.quantity,
+        status=known.status,
+        customer=customer,
+        metadata=known.metadata,
+        manage_token=manage_token,
+        expires_at=known.expires_at,
+        created_at=known.created_at,
+        confirmed_at=known.confirmed_at,
+        cancelled_at=known.cancelled_at,
+        available_count=known.available_count,
+    )
+
+
+def event(known: domain.Event) -> Event:
+    return Event(
+        seq=known.seq,
+        at=known.at,
+        type=known.type,
+        actor=known.actor,
+        booking_id=known.booking_id,
+        slot_id=known.slot_id,
+        data=known.data,
+    )
