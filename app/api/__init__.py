@@ -1,12 +1,31 @@
 """The HTTP surface: handlers decode, call once, and return. One module per kind of caller."""
 
-from litestar.types import ControllerRouterHandler
+from collections.abc import Iterable, Iterator
+
+from litestar import HttpMethod, Response, route
+from litestar.handlers import HTTPRouteHandler
 
 from app.api import machines, operators, problems, public
 
-ROUTES: list[ControllerRouterHandler] = [
-    *public.ROUTES,
-    *operators.ROUTES,
-    *machines.ROUTES,
-    problems.describe,
-]
+
+def _options(handlers: Iterable[HTTPRouteHandler]) -> Iterator[HTTPRouteHandler]:
+    """Answer OPTIONS for every path. Litestar's own answer names only the first handler's methods."""
+    methods: dict[str, set[str]] = {}
+    for handler in handlers:
+        for path in handler.paths:
+            methods.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
+    for path, of_path in methods.items():
+        yield _allowing(path, ", ".join(sorted(of_path)))
+
+
+def _allowing(path: str, methods: str) -> HTTPRouteHandler:
+    @route(path, http_method=HttpMethod.OPTIONS, include_in_schema=False, sync_to_thread=False, status_code=204)
+    def allowed() -> Response[None]:
+        return Response(None, headers={"Allow": methods})
+
+    return allowed
+
+
+_HANDLERS = [*public.ROUTES, *operators.ROUTES, *machines.ROUTES, problems.describe]
+#: Litestar adds its own answer to a path that has none yet: ours come first.
+ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -22,7 +22,15 @@ PROBLEM = "application/problem+json"
 TITLE = "Holdfast"
 _COMPONENT = "#/components/schemas/{name}"
 
+_LOCATION = {"Location": {"description": "where it is, when it is one thing", "schema": {"type": "string"}}}
+_REPLAYED = {
+    "Idempotency-Replayed": {"description": "this is the first answer again", "schema": {"const": "true"}},
+}
+_RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+
 operator_security: list[dict[str, list[str]]] = [{"operator": []}]
+#: A token in its own header will do as well.
+token_or_operator: list[dict[str, list[str]]] = [{}, {"operator": []}]
 
 _SAID = {
     400: "What was sent makes no sense; `errors` names the field",
@@ -97,34 +105,39 @@ def _describe_structs(found: dict[str, Any]) -> None:
 
 
 def _correct(operation: dict[str, Any], query: type[msgspec.Struct] | None) -> None:
-    operation.setdefault("parameters", []).extend(_parameters(query) if query else ())
-    if not operation["parameters"]:
-        del operation["parameters"]
-    busy = operation["responses"].get("503")
-    if busy is not None:
-        busy["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+    parameters = [*operation.pop("parameters", ()), *(_parameters(query) if query else ())]
+    for parameter in parameters:
+        parameter["schema"] = _without_null(parameter["schema"])
+    if parameters:
+        operation["parameters"] = parameters
+    responses = operation["responses"]
+    responses.get("204", {}).pop("content", None)
+    if "201" in responses:
+        responses["201"]["headers"] = {**_LOCATION, **_REPLAYED}
+    for status in ("503", "429"):
+        if status in responses:
+            responses[status]["headers"] = _RETRY_AFTER
 
 
 def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
     (_,), components = msgspec.json.schema_components([query], ref_template=_COMPONENT)
     return [
-        {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
+        {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in components[query.__name__]["properties"].items()
     ]
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A query string has no null: a parameter is there or it is not."""
-    rest = {
-        key: value
-        for key, value in schema.items()
-        if key not in ("anyOf", "enum") and (key, value) != ("default", None)
-    }
-    if "anyOf" in schema:
-        (only,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
-        rest |= only
-    if "enum" in schema:
-        rest["enum"] = [value for value in schema["enum"] if value is not None]
+    """Describe a parameter: it is there or it is not, but neither a query string nor a header has a null."""
+    choices = schema.get("anyOf") or schema.get("oneOf") or [{}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "oneOf")}
+    for choice in choices:
+        if choice != {"type": "null"}:
+            rest |= choice
+    if rest.get("default", ...) is None:
+        del rest["default"]
+    if "enum" in rest:
+        rest["enum"] = [value for value in rest["enum"] if value is not None]
     return rest
 
 

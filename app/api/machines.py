@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from litestar import Response, get, route
+from litestar.handlers import HTTPRouteHandler
 
 from app import telemetry
 from app.api import answers
@@ -73,4 +74,4 @@ async def metrics(request: ApiRequest) -> Response[bytes]:
     return Response(body, media_type=media_type, headers=SAFE_HEADERS)
 
 
-ROUTES = [alive, ready, metrics]
+ROUTES: list[HTTPRouteHandler] = [alive, ready, metrics]

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, get, patch, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, SkipValidation
 
 from app import booking, domain
@@ -199,7 +200,7 @@ async def list_events(request: ApiRequest) -> Response[wire.EventPage]:
     return answers.ok(wire.EventPage(data=[wire.event(each) for each in shown], next_cursor=more))
 
 
-ROUTES = [
+ROUTES: list[HTTPRouteHandler] = [
     create_venue, list_venues, change_venue, create_resource, create_slots, change_slot, list_holds, list_bookings,
     list_events,
 ]  # fmt: skip

@@ -6,13 +6,14 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, delete, get, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Example
 from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 
 from app import booking, domain
 from app.api import answers, wire
-from app.api.docs import problems
-from app.api.strict import ApiRequest, idempotency_key, keyed, query
+from app.api.docs import problems, token_or_operator
+from app.api.strict import IDEMPOTENCY_KEY_PATTERN, ApiRequest, idempotency_key, keyed, query
 from app.catalogue import SlotFilter
 from app.domain import Room, Slot
 from app.errors import BookingNotFound, HoldNotFound
@@ -25,7 +26,7 @@ IdempotencyKey = Annotated[
         name="Idempotency-Key",
         description="1 to 255 printable ASCII characters; a repeated request gets the first answer again",
         examples=[Example(value="order-4711")],
-        schema_extra={"minLength": 1, "maxLength": 257},
+        schema_extra={"pattern": IDEMPOTENCY_KEY_PATTERN},
     ),
 ]
 HoldToken = Annotated[str | None, HeaderParameter(name="Hold-Token", description="the token of the hold")]
@@ -136,7 +137,7 @@ def _hold_body(request: ApiRequest, kept: bytes) -> bytes:
     return msgspec.json.encode(wire.hold(hold, sign_hold(request.engine.settings.secrets, grant)))
 
 
-@delete("/v1/holds/{hold_id:str}", responses=problems(404))
+@delete("/v1/holds/{hold_id:str}", security=token_or_operator, responses=problems(401, 404))
 async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None) -> Response[None]:
     """Give a hold up, by its token or as an operator. Harmless when it was gone."""
     if request.is_operator:
@@ -167,7 +168,7 @@ def _wanted(data: wire.BookingOfSlot | wire.BookingOfHold, key: str | None) -> b
     return booking.BookingRequest(slot_id=data.slot_id, quantity=data.quantity, **common)
 
 
-@get("/v1/bookings/{booking_id:str}", responses=problems(401, 404))
+@get("/v1/bookings/{booking_id:str}", security=token_or_operator, responses=problems(401, 404))
 async def read_booking(
     request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None
 ) -> Response[wire.Booking]:
@@ -175,7 +176,12 @@ async def read_booking(
     return answers.ok(wire.booking(await booking.read_booking(request.engine, booking_id, _proof(request, token))))
 
 
-@post("/v1/bookings/{booking_id:str}/cancel", status_code=200, responses=problems(401, 404, 409, 422))
+@post(
+    "/v1/bookings/{booking_id:str}/cancel",
+    status_code=200,
+    security=token_or_operator,
+    responses=problems(401, 404, 409, 422),
+)
 async def cancel_booking(
     request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None, key: IdempotencyKey = None
 ) -> Response[wire.Booking]:
@@ -206,7 +212,7 @@ def _proof(request: ApiRequest, token: str | None) -> str | None:
     return token
 
 
-ROUTES = [
+ROUTES: list[HTTPRouteHandler] = [
     read_venue, list_slots, read_slot, take_hold, read_hold, extend_hold, release_hold, create_booking, read_booking,
     cancel_booking,
 ]  # fmt: skip

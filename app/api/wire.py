@@ -34,8 +34,10 @@ Seconds = Annotated[int, Meta(ge=1, le=86_400)]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
 
+#: In answers: always UTC.
+At = Annotated[datetime, Meta(tz=True)]
 OpenOrClosed = Literal["open", "closed"]
-Cursor = Annotated[str, Meta(max_length=64, description="`next_cursor` of the page before")]
+Cursor = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{32}$", description="`next_cursor` of the page before")]
 Limit = Annotated[int, Meta(ge=1, le=100)]
 
 #: ASCII only: a letter that merely looks like another one makes another address. Spaces around it are forgiven.
@@ -192,8 +194,8 @@ class SlotQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     venue: Slug | None = None
     resource_id: UUID | None = None
     service_id: UUID | None = None
-    starts_from: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="from")
-    starts_before: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="to")
+    starts_from: Instant | None = msgspec.field(default=None, name="from")
+    starts_before: Instant | None = msgspec.field(default=None, name="to")
     quantity: Quantity | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
@@ -208,8 +210,8 @@ class BookingQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     venue: Slug | None = None
     slot_id: UUID | None = None
     status: BookingStatus | None = None
-    starts_from: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="from")
-    starts_before: Annotated[datetime, Meta(tz=True)] | None = msgspec.field(default=None, name="to")
+    starts_from: Instant | None = msgspec.field(default=None, name="from")
+    starts_before: Instant | None = msgspec.field(default=None, name="to")
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -312,8 +314,8 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     venue: str
     resource: Named
     service: Named | None
-    starts_at: datetime
-    ends_at: datetime
+    starts_at: At
+    ends_at: At
     timezone: str
     capacity: int
     available: int
@@ -331,9 +333,9 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     slot_id: UUID
     quantity: int
     status: Literal["active"] = "active"
-    expires_at: datetime
+    expires_at: At
     ttl_seconds: int
-    server_time: datetime
+    server_time: At
     degraded: bool
 
 
@@ -353,16 +355,16 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     customer: CustomerShown | None
     metadata: dict[str, Any]
     manage_token: str | UnsetType = UNSET
-    expires_at: datetime | None
-    created_at: datetime
-    confirmed_at: datetime | None
-    cancelled_at: datetime | None
+    expires_at: At | None
+    created_at: At
+    confirmed_at: At | None
+    cancelled_at: At | None
     available_count: int
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
-    at: datetime
+    at: At
     type: str
     actor: str
     booking_id: UUID | None
@@ -418,12 +420,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     reason: Literal["held", "booked", "closed", "past"] | UnsetType = UNSET
     requested: int | UnsetType = UNSET
     available: int | UnsetType = UNSET
-    may_free_at: datetime | UnsetType | None = UNSET
-    expired_at: datetime | UnsetType = UNSET
-    expires_at: datetime | UnsetType = UNSET
+    may_free_at: At | UnsetType | None = UNSET
+    expired_at: At | UnsetType = UNSET
+    expires_at: At | UnsetType = UNSET
     booking_id: UUID | UnsetType = UNSET
     booking_status: BookingStatus | UnsetType = UNSET
-    resolved_at: datetime | UnsetType | None = UNSET
+    resolved_at: At | UnsetType | None = UNSET
     alternatives: list[Slot] | UnsetType = UNSET
 
 
