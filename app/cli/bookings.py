@@ -129,7 +129,7 @@ def describe(booking: "Booking", slot: "Slot") -> dict[str, Any]:
 
 
 def _name(booking: "Booking") -> str:
-    return booking.customer.name if booking.customer else "a hold, nobody known"
+    return booking.customer.name if booking.customer else "(a hold)"
 
 
 def _what(slot: "Slot", between: str = "\n") -> str:

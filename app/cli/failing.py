@@ -55,6 +55,9 @@ def explain(error: Exception) -> tuple[int, str]:
             return error.code, str(error)
         case SettingsError():
             return USAGE, str(error)
+        case DatabaseUnavailable():
+            known = "nothing was changed" if error.effect_none else "whether this took effect is not known"
+            return UNREACHABLE, f"Postgres cannot be reached: {known}"
         case Problem():
             return _code_of(error), error.detail
     if _is(error, "app.holds", "RedisAway"):
@@ -74,8 +77,6 @@ def _code_of(problem: Problem) -> int:
             return USAGE
         case NotFound():
             return NOT_FOUND
-        case DatabaseUnavailable():
-            return UNREACHABLE
         case Unavailable():
             return FAILED
     return CONFLICT if problem.status in (409, 410, 422) else FAILED

@@ -40,13 +40,13 @@ def table(*headers: str) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for header in headers:
         numbers, ids = header.startswith(">"), header.startswith("#")
         # An id is copied into the next command: it stays whole in one line where the terminal has room for it.
-        width = UUID_WIDTH if ids and out().width >= 72 else None
+        whole = ids and out().width >= 2 * UUID_WIDTH
         justify: Literal["left", "right"] = "right" if numbers else "left"
-        made.add_column(header.lstrip(">#"), justify=justify, overflow="fold", min_width=width)
+        made.add_column(header.lstrip(">#"), justify=justify, overflow="fold", no_wrap=whole)
     return made
 
 

@@ -48,6 +48,7 @@ async def opened() -> AsyncIterator["Engine"]:
 
     # What concerns the user of a command is an exception; log lines would only run into its output.
     configure_logging(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     engine = Engine(store_settings())
     await engine.ledger.pool.open()
     try:

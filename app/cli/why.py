@@ -151,7 +151,7 @@ def show_table(explained: Explained) -> None:
     rows = table("#Who", ">Places", ">Since", "Until", "Store")
     now = datetime.now(UTC)
     for one in explained.taken:
-        who = f"{one.id}\n{one.customer or 'a hold, nobody known'}"
+        who = f"{one.id}\n{one.customer or '(a hold)'}"
         until = one.status if one.until is None else f"{one.status}, {span(one.until - now)} left"
         rows.add_row(who, str(one.quantity), ago(one.since, now), until, one.store)
     if explained.taken:

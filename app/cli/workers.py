@@ -57,14 +57,19 @@ def url_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def metrics_dir(workers: int, parent: Path | None = None) -> Iterator[None]:
+def metrics_dir(workers: int, home: Path | None = None) -> Iterator[None]:
     """Several workers add up their metrics in a directory, which must be new and known before they start."""
     if workers == 1:
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
         yield
         return
-    directory = tempfile.mkdtemp(prefix="holdfast-metrics-", dir=parent)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    if home:
+        directory = home / "metrics"
+        shutil.rmtree(directory, ignore_errors=True)  # a killed run left its own
+        directory.mkdir()
+    else:
+        directory = Path(tempfile.mkdtemp(prefix="holdfast-metrics-"))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     try:
         yield
     finally:

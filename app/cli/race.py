@@ -1,0 +1,212 @@
+"""`holdfast race`: the concurrency test for a running service, over real connections, counted exactly (S1-1)."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+import rich_click as click
+
+from app.cli.failing import DONE, FAILED, USAGE, Failed
+from app.cli.home import Api, find_api
+from app.cli.show import emit, facts, out
+
+if TYPE_CHECKING:
+    import httpx
+
+#: One request at most; a service that needs longer has failed the race anyway.
+TIMEOUT_SECONDS = 30.0
+MAX_REQUESTS = 2_000
+
+
+class Round(msgspec.Struct, frozen=True):
+    """One race and what it must have come to."""
+
+    iteration: int
+    slot_id: UUID
+    total: int
+    successful: int
+    conflicts: int
+    errors: int
+    #: What the errors were, with how many of each.
+    error_kinds: dict[str, int]
+    latency_ms_p50: float
+    latency_ms_p95: float
+    latency_ms_max: float
+    expected: int
+    available_count: int
+    expected_available_count: int
+    passed: bool
+
+
+@click.command()
+@click.option("--url", metavar="URL", help="The service  [env: API_URL]")
+@click.option(
+    "--requests", type=click.IntRange(1, MAX_REQUESTS), metavar="N", help="[env: CONCURRENT_REQUESTS; default 10]"
+)
+@click.option("--iterations", type=click.IntRange(1, 1000), metavar="N", help="[env: TEST_ITERATIONS; default 1]")
+@click.option("--capacity", type=click.IntRange(1, 100_000), metavar="N", help="Places to race for.  [default: 1]")
+@click.option(
+    "--slot", "slot_id", type=click.UUID, metavar="ID", help="Race for this slot's places, not for an own slot."
+)
+@click.option("--operator-key", metavar="KEY", help="To make own slots  [env: HOLDFAST_OPERATOR_KEY]")
+@click.option("--json", "as_json", is_flag=True, help="One object for programs.")
+@click.pass_context
+def race(
+    ctx: click.Context,
+    *,
+    url: str | None,
+    requests: int | None,
+    iterations: int | None,
+    capacity: int | None,
+    slot_id: UUID | None,
+    operator_key: str | None,
+    as_json: bool,
+) -> None:
+    """Let many buyers ask for the same places at one instant.
+
+    Exits 1 unless exactly as many succeed as there are places, all others get a 409, and the slot's count agrees.
+    """
+    api = find_api(url, operator_key)
+    if not api.operator_key and slot_id is None:
+        raise Failed(
+            "Making slots needs the operator key (--operator-key, HOLDFAST_OPERATOR_KEY); or give --slot", USAGE
+        )
+    buyers = requests or _number("CONCURRENT_REQUESTS", 10)
+    count = iterations or _number("TEST_ITERATIONS", 1)
+    rounds = asyncio.run(_race(api, buyers, count, capacity, slot_id))
+    passed = all(one.passed for one in rounds)
+    if as_json:
+        emit({"url": api.url, "requests": buyers, "iterations": count, "passed": passed, "data": rounds})
+    else:
+        _print(api.url, rounds, passed)
+    ctx.exit(DONE if passed else FAILED)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_REQUESTS:
+        raise Failed(f"{name} must be a number between 1 and {MAX_REQUESTS}, not {text!r}", USAGE)
+    return int(text)
+
+
+async def _race(api: Api, buyers: int, iterations: int, capacity: int | None, slot_id: UUID | None) -> list[Round]:
+    import httpx
+
+    # A connection for each buyer, kept from the warming-up until the shot.
+    limits = httpx.Limits(max_connections=buyers, max_keepalive_connections=buyers, keepalive_expiry=120)
+    async with httpx.AsyncClient(base_url=api.url, limits=limits, timeout=TIMEOUT_SECONDS) as client:
+        key = api.operator_key or ""
+        track = {} if slot_id else await _make_track(client, key)
+        rounds = []
+        for iteration in range(1, iterations + 1):
+            raced = slot_id or await _make_slot(client, key, track, capacity or 1, iteration)
+            rounds.append(await _run(client, iteration, raced, buyers, capacity))
+        return rounds
+
+
+async def _make_track(client: "httpx.AsyncClient", key: str) -> dict[str, str]:
+    """Make a venue of our own, so that no real slot is touched."""
+    slug = f"race-{secrets.token_hex(4)}"
+    await _post(client, key, "/v1/venues", {"slug": slug, "name": "Race", "timezone": "UTC"})
+    resource = await _post(client, key, "/v1/resources", {"venue": slug, "name": "Track", "kind": "event"})
+    return {"venue": slug, "resource_id": resource["id"]}
+
+
+async def _make_slot(
+    client: "httpx.AsyncClient", key: str, track: dict[str, str], capacity: int, iteration: int
+) -> UUID:
+    starts_at = (datetime.now(UTC) + timedelta(days=1, hours=iteration)).replace(minute=0, second=0, microsecond=0)
+    times = {"starts_at": starts_at.isoformat(), "ends_at": (starts_at + timedelta(hours=1)).isoformat()}
+    return UUID((await _post(client, key, "/v1/slots", {**track, **times, "capacity": capacity}))["id"])
+
+
+async def _post(client: "httpx.AsyncClient", key: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    response = await client.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
+    if response.status_code != 201:
+        raise Failed(f"POST {path} answered {response.status_code}: {response.text[:200]}")
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def _run(client: "httpx.AsyncClient", iteration: int, slot_id: UUID, buyers: int, capacity: int | None) -> Round:
+    before = await _read_slot(client, slot_id)
+    expected = min(buyers, before["available"] if capacity is None else capacity)
+    # Every buyer opens a connection first: the race is about places, not about handshakes.
+    await asyncio.gather(*(client.get("/livez") for _ in range(buyers)))
+    gate = asyncio.Event()
+    shots = [asyncio.create_task(_buy(client, gate, slot_id, number)) for number in range(buyers)]
+    await asyncio.sleep(0)
+    gate.set()
+    answers = await asyncio.gather(*shots)
+    words = Counter(word for word, _ in answers)
+    successful, conflicts = words.pop("201", 0), words.pop("409", 0)
+    latencies = sorted(ms for _, ms in answers)
+    after = await _read_slot(client, slot_id)
+    count, expected_count = after["available_count"], before["available_count"] - expected
+    return Round(
+        iteration, slot_id, buyers, successful, conflicts, words.total(), dict(words),
+        _percentile(latencies, 0.5), _percentile(latencies, 0.95), latencies[-1], expected, count, expected_count,
+        passed=successful == expected and not words and count == expected_count,
+    )  # fmt: skip
+
+
+async def _buy(client: "httpx.AsyncClient", gate: asyncio.Event, slot_id: UUID, number: int) -> tuple[str, float]:
+    """Ask for one place when the gate opens; answer with the status, or the name of what went wrong, and ms."""
+    import httpx
+
+    body = {"slot_id": str(slot_id), "customer": {"name": f"Buyer {number}", "email": f"buyer{number}@example.com"}}
+    await gate.wait()
+    started = time.perf_counter()
+    try:
+        response = await client.post("/v1/bookings", json=body)
+    except httpx.HTTPError as error:
+        return type(error).__name__, _ms_since(started)
+    return str(response.status_code), _ms_since(started)
+
+
+async def _read_slot(client: "httpx.AsyncClient", slot_id: UUID) -> dict[str, Any]:
+    response = await client.get(f"/v1/slots/{slot_id}")
+    if response.status_code != 200:
+        raise Failed(f"GET /v1/slots/{slot_id} answered {response.status_code}: {response.text[:200]}")
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def _ms_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 2)
+
+
+def _percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def _print(url: str, rounds: list[Round], passed: bool) -> None:
+    console = out()
+    for one in rounds:
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in one.error_kinds.items())  # noqa: RUF001
+        count = f"{one.available_count}" + (
+            "" if one.available_count == one.expected_available_count else f", should be {one.expected_available_count}"
+        )
+        console.print(f"[bold]Iteration {one.iteration}[/] of {len(rounds)}, slot {one.slot_id}")
+        console.print(
+            facts(
+                ("Total", str(one.total)),
+                ("Successful (201)", f"{one.successful}, expected {one.expected}"),
+                ("Conflicts (409)", str(one.conflicts)),
+                ("Errors (other)", f"{one.errors} {kinds}".rstrip()),
+                ("Latency", f"p50 {one.latency_ms_p50} ms, p95 {one.latency_ms_p95} ms, max {one.latency_ms_max} ms"),
+                ("available_count", count),
+            )
+        )
+        console.print("[green]✓ passed[/]" if one.passed else "[red]✗ failed[/]")
+    if len(rounds) > 1:
+        won = sum(one.passed for one in rounds)
+        console.print(f"{won} of {len(rounds)} iterations passed against {url}", style="green" if passed else "red")
