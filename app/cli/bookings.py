@@ -7,7 +7,7 @@ from uuid import UUID
 import rich_click as click
 
 from app.cli.holds import confirm
-from app.cli.show import emit, facts, local, out, print_table, say
+from app.cli.show import emit, facts, local, local_short, out, print_table, say
 from app.cli.slots import INSTANT, aware
 from app.domain import BookingStatus
 
@@ -66,7 +66,7 @@ def list_command(
         emit({"data": [describe(*shown) for shown in found[:limit]], "next_cursor": None})
         return
     rows = [
-        (f"{booking.id}\n{_name(booking)}", _what(slot), str(booking.quantity), booking.status)
+        (f"{booking.id}\n{_name(booking)}", _short(slot), str(booking.quantity), booking.status)
         for booking, slot in found[:limit]
     ]
     print_table(("#Booking", "Slot", ">Places", "Status"), rows, empty="No bookings")
@@ -93,7 +93,7 @@ def cancel(booking_id: UUID, yes: bool, as_json: bool) -> None:
 
     async def change(engine: "Engine") -> Shown:
         booking, slot = await _read(engine, booking_id)
-        confirm(f"Cancel {booking.quantity} of {_name(booking)}, {_what(slot, ', ')}?", yes)
+        confirm(f"Cancel {booking.quantity} of {_name(booking)}, {_what(slot)}?", yes)
         return await use_cases.cancel(engine, booking_id, None, caller=operator()), slot
 
     shown = with_engine(change)
@@ -132,8 +132,12 @@ def _name(booking: "Booking") -> str:
     return booking.customer.name if booking.customer else "(a hold)"
 
 
-def _what(slot: "Slot", between: str = "\n") -> str:
-    return f"{slot.resource_name}{between}{local(slot.starts_at, slot.timezone)}"
+def _what(slot: "Slot") -> str:
+    return f"{slot.resource_name}, {local(slot.starts_at, slot.timezone)}"
+
+
+def _short(slot: "Slot") -> str:
+    return f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
 
 
 def _print_one(shown: Shown, as_json: bool) -> None:
@@ -145,7 +149,7 @@ def _print_one(shown: Shown, as_json: bool) -> None:
     lines = [
         ("Booking", str(booking.id)),
         ("Status", booking.status),
-        ("Slot", _what(slot, ", ")),
+        ("Slot", _what(slot)),
         ("", str(slot.id)),
         ("Places", str(booking.quantity)),
         ("Customer", _name(booking)),

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,15 +41,15 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
     """
     from app.cli.home import Run, home_dir, keep_keys, published
     from app.cli.seed import seed
-    from app.cli.workers import listen, metrics_dir, supervise, url_of
+    from app.cli.workers import metrics_dir, supervise, url_of
     from app.migrate import upgrade
     from app.settings import from_env
 
     home = home_dir()
     export(HOLDFAST_HOST=host, HOLDFAST_PORT=port, HOLDFAST_WORKERS=workers)
-    # Said before anything is started, so that a typo does not cost a database.
-    any_port = not os.environ.get("HOLDFAST_PORT")
     _default("HOLDFAST_WORKERS", str(min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)))
+    listener = _listen()
+    url = url_of(listener)
     with _stoppable(), ExitStack() as stack:
         _start_stores(home, stack)
         home.mkdir(parents=True, exist_ok=True)
@@ -56,11 +57,8 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
         _default("HOLDFAST_OPERATOR_KEY", keys.operator_key)
         _default("HOLDFAST_SECRET", keys.secret)
         _default("HOLDFAST_ENV", "development")
-        os.environ["HOLDFAST_DEMO"] = "on"
+        export(HOLDFAST_DEMO="on", HOLDFAST_PORT=listener.getsockname()[1])
         settings = from_env()
-        listener = listen(settings.host, settings.port, next_free=any_port)
-        url = url_of(listener)
-        export(HOLDFAST_PORT=listener.getsockname()[1])
         upgrade(settings.database_url)
         seeded = seed(settings.database_url)
         run = Run(settings.redis_url, settings.database_url, url, settings.operator_key, os.getpid())
@@ -74,6 +72,21 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
             ready=lambda: _welcome(run, home, seeded),
             log=log,
         )
+
+
+def _listen() -> socket.socket:
+    """Take the port before anything is started: neither a typo nor a busy port shall cost a database."""
+    from app.cli.home import placeholders
+    from app.cli.workers import listen
+    from app.settings import from_env
+
+    any_port = not os.environ.get("HOLDFAST_PORT")
+    settings = from_env({**placeholders("REDIS_URL", "DATABASE_URL"), **_set_variables()})
+    return listen(settings.host, settings.port, next_free=any_port)
+
+
+def _set_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if value}
 
 
 def _default(name: str, value: str) -> None:

@@ -33,7 +33,9 @@ def guarded(command: Callable[[], Any]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:  # the answer to a question was no
+        return FAILED
+    except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # `holdfast … | head`: nobody reads any more. Python would complain once more when it flushes stdout.

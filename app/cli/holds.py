@@ -8,7 +8,7 @@ from uuid import UUID
 import rich_click as click
 
 from app.cli.failing import CONFLICT, USAGE, Failed
-from app.cli.show import ago, emit, local, out, print_table, span
+from app.cli.show import ago, emit, local, local_short, out, print_table, span
 
 if TYPE_CHECKING:
     from app.domain import Hold, Slot
@@ -197,7 +197,8 @@ def store_of(hold: "Hold") -> str:
 
 def _row(hold: "Hold", slot: "Slot") -> tuple[str, ...]:
     left = span(hold.expires_at - hold.now)
-    return str(hold.id), f"{slot.resource_name}\n{_when(slot)}", str(hold.quantity), left, store_of(hold)
+    what = f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
+    return str(hold.id), what, str(hold.quantity), left, store_of(hold)
 
 
 def _print_one(hold: "Hold", slot: "Slot", as_json: bool) -> None:

@@ -89,15 +89,23 @@ def store_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         SettingsError: nobody says where the stores are.
     """
-    placeholders = {"HOLDFAST_OPERATOR_KEY": "-" * MIN_OPERATOR_KEY_LENGTH, "HOLDFAST_SECRET": "-" * MIN_SECRET_LENGTH}
-    urls = _urls(environ, ("REDIS_URL", "DATABASE_URL"))
-    return from_env({**urls, **placeholders, "HOLDFAST_ENV": "development"})
+    return from_env({**placeholders(), **_urls(environ, ("REDIS_URL", "DATABASE_URL"))})
+
+
+def placeholders(*urls: str) -> dict[str, str]:
+    """Stand in for settings that must be there and will not be used."""
+    known = {"REDIS_URL": "redis://-", "DATABASE_URL": "postgresql://-"}
+    return {
+        "HOLDFAST_OPERATOR_KEY": "-" * MIN_OPERATOR_KEY_LENGTH,
+        "HOLDFAST_SECRET": "-" * MIN_SECRET_LENGTH,
+        "HOLDFAST_ENV": "development",
+        **{name: known[name] for name in urls},
+    }
 
 
 def database_url(environ: Mapping[str, str] = os.environ) -> str:
     """Tell where Postgres is, for commands that need nothing else."""
-    placeholder = {"REDIS_URL": "redis://-"}
-    return store_settings({**placeholder, **_urls(environ, ("DATABASE_URL",))}).database_url
+    return from_env({**placeholders("REDIS_URL"), **_urls(environ, ("DATABASE_URL",))}).database_url
 
 
 def _urls(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

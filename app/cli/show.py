@@ -77,6 +77,11 @@ def local(instant: datetime, zone: str = "UTC") -> str:
     return f"{instant.astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M}"
 
 
+def local_short(instant: datetime, zone: str) -> str:
+    """The same for a column of a table."""
+    return f"{instant.astimezone(ZoneInfo(zone)):%a %d %b %H:%M}"
+
+
 def ago(since: datetime, now: datetime | None = None) -> str:
     return span((now or datetime.now(UTC)) - since)
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import rich_click as click
 
 from app.cli.failing import NOT_FOUND, Failed
-from app.cli.show import emit, facts, local, out, print_table, say
+from app.cli.show import emit, facts, local, local_short, out, print_table, say
 
 if TYPE_CHECKING:
     from app.catalogue import Catalogue, NewSlot
@@ -184,7 +184,7 @@ def _status(slot: "Slot", available: int, held: int) -> str:
 
 
 def _what(slot: dict[str, Any]) -> str:
-    return f"{slot['resource']['name']}\n{local(slot['starts_at'], slot['timezone'])}"
+    return f"{slot['resource']['name']}\n{local_short(slot['starts_at'], slot['timezone'])}"
 
 
 def _print_one(slot: dict[str, Any], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from app.cli.holds import Shown, describe, read_holds, store_of
-from app.cli.show import emit, local, out, say, span, table
+from app.cli.show import emit, local, local_short, out, say, span, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,7 +94,7 @@ def _picture(shown: list[Shown], passed: timedelta, *, away: bool) -> "Renderabl
         full = round(share * BAR_WIDTH)
         colour = "green" if share > 0.5 else "yellow" if share > 0.2 else "red"
         bar = Text.assemble((span(left), "bold"), "\n", ("━" * full, colour), ("━" * (BAR_WIDTH - full), "dim"))
-        what = f"{slot.resource_name}\n{local(slot.starts_at, slot.timezone)}"
+        what = f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
         store = "" if store_of(hold) == "redis" else "\npostgres"
         rows.add_row(str(hold.id), what, f"{hold.quantity}{store}", bar)
     places = sum(hold.quantity for hold, _ in shown)
