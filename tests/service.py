@@ -1,0 +1,293 @@
+"""The service as its users meet it: `holdfast serve` with several worker processes, on stores of the test's own.
+
+Owns the databases (cloned from a migrated template) and the service processes, and ends them by pid. The fixtures are
+imported by name.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+
+from app import embedded
+from app.migrate import upgrade
+from tests.redis_servers import RedisServer, running_redis
+
+HOLDFAST = Path(sys.executable).parent / "holdfast"
+OPERATOR_KEY = secrets.token_hex(16)
+SECRET = secrets.token_hex(32)
+START_SECONDS = 60.0
+#: A client's patience: far above anything measured, so that only a hang shows.
+CLIENT_SECONDS = 30.0
+CUSTOMER = {"name": "Ada Lovelace", "email": "ada@example.com"}
+
+
+@dataclass
+class Postgres:
+    """One server with a migrated template; `fresh` gives each test a database of its own."""
+
+    url: str
+    names: list[str] = field(default_factory=list)
+
+    def fresh(self) -> str:
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        self.names.append(name)
+        with psycopg.connect(self.of("postgres"), autocommit=True) as connection:
+            clone = sql.SQL("CREATE DATABASE {} TEMPLATE holdfast_template")
+            connection.execute(clone.format(sql.Identifier(name)))
+        return self.of(name)
+
+    def of(self, database: str) -> str:
+        return self.url.replace("/holdfast?", f"/{database}?")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    home = tmp_path_factory.mktemp("stores")
+    with embedded.running(home, redis=False, fsync=False) as servers:
+        assert servers.database_url is not None
+        server = Postgres(servers.database_url)
+        with psycopg.connect(server.of("postgres"), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE holdfast_template")
+        upgrade(server.of("holdfast_template"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bundled_redis_server() -> Iterator[RedisServer]:
+    with running_redis("--maxmemory-policy", "noeviction") as server:
+        yield server
+
+
+@dataclass
+class Service:
+    """A running service and the stores behind it; `redis` is None when layer 1 is off."""
+
+    url: str
+    database_url: str
+    redis: RedisServer | None
+    process: subprocess.Popen[bytes]
+
+    @property
+    def operator(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {OPERATOR_KEY}"}
+
+    @asynccontextmanager
+    async def client(self, connections: int = 100) -> AsyncIterator[httpx.AsyncClient]:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=CLIENT_SECONDS) as client:
+            yield client
+
+    def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum a metric's samples whose labels include these, over all workers."""
+        total = 0.0
+        for line in httpx.get(f"{self.url}/metrics", timeout=CLIENT_SECONDS).text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.split("{")[0] == name and all(f'{k}="{v}"' in sample for k, v in labels.items()):
+                total += float(value)
+        return total
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(
+    database_url: str, redis_url: str, *, redis: RedisServer | None = None, workers: int = 2, **environ: str
+) -> Iterator[Service]:
+    """Run `holdfast serve`, wait until it is ready, and stop it as an operator would."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    settings = {
+        "REDIS_URL": redis_url,
+        "DATABASE_URL": database_url,
+        "HOLDFAST_OPERATOR_KEY": OPERATOR_KEY,
+        "HOLDFAST_SECRET": SECRET,
+        "HOLDFAST_ENV": "test",
+        **environ,
+    }
+    command = [str(HOLDFAST), "serve", "--port", str(port), "--workers", str(workers)]
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed below; a line per request, read after a failed start only
+    process = subprocess.Popen(
+        command, env={**os.environ, **settings}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+    try:
+        eventually(lambda: _ready(url, process, log), "the service to be ready", seconds=START_SECONDS)
+        yield Service(url, database_url, redis, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            log.close()
+
+
+def _ready(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> bool:
+    if process.poll() is not None:
+        log.seek(0)
+        pytest.fail(f"the service ended while it started:\n{log.read()[-3000:]}")
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    return False
+
+
+def eventually(true: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def with_redis(postgres: Postgres, bundled_redis_server: RedisServer) -> Iterator[Service]:
+    redis = bundled_redis_server
+    with serving(postgres.fresh(), redis.url, redis=redis) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def without_redis(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    nobody = tmp_path_factory.mktemp("nobody") / "redis.sock"
+    with serving(postgres.fresh(), f"unix://{nobody}") as service:
+        yield service
+
+
+@pytest.fixture(params=["with_redis", "without_redis"])
+def service(request: pytest.FixtureRequest) -> Service:
+    """Both modes: every promise but the exclusivity of holds is the same without Redis (design 7)."""
+    found: Service = request.getfixturevalue(request.param)
+    return found
+
+
+# -- things to sell ---------------------------------------------------------------------------------------------------
+
+
+async def make_slots(
+    service: Service, client: httpx.AsyncClient, *capacities: int, kind: str = "event", hours_apart: float = 2.0
+) -> list[str]:
+    """Make a venue with one resource and a slot for each capacity, from tomorrow on; returns the slot ids."""
+    slug = f"v-{uuid.uuid4().hex[:16]}"
+    for path, body in (
+        ("/v1/venues", {"slug": slug, "name": "Venue", "timezone": "Europe/Berlin"}),
+        ("/v1/resources", {"venue": slug, "name": "Resource", "kind": kind}),
+    ):
+        made = await client.post(path, json=body, headers=service.operator)
+        assert made.status_code == 201, made.text
+    start = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    slots = []
+    for number, capacity in enumerate(capacities):
+        begin = start + timedelta(hours=hours_apart * number)
+        times = {"starts_at": begin.isoformat(), "ends_at": (begin + timedelta(hours=1)).isoformat()}
+        slots.append({"venue": slug, "resource_id": made.json()["id"], **times, "capacity": capacity})
+    made = await client.post("/v1/slots", json={"slots": slots}, headers=service.operator)
+    assert made.status_code == 201, made.text
+    return [slot["id"] for slot in made.json()["data"]]
+
+
+async def make_slot(service: Service, client: httpx.AsyncClient, capacity: int) -> str:
+    return (await make_slots(service, client, capacity))[0]
+
+
+def booking_body(slot_id: str, quantity: int = 1) -> dict[str, Any]:
+    return {"slot_id": slot_id, "quantity": quantity, "customer": CUSTOMER}
+
+
+async def all_at_once(client: httpx.AsyncClient, requests: Sequence[httpx.Request]) -> list[httpx.Response]:
+    """Send all requests at one instant, each over a connection that is open already."""
+    gate = asyncio.Event()
+    warm = await asyncio.gather(*(client.get("/livez") for _ in requests))
+    assert {answer.status_code for answer in warm} == {200}
+
+    async def rival(request: httpx.Request) -> httpx.Response:
+        await gate.wait()
+        return await client.send(request)
+
+    rivals = [asyncio.create_task(rival(request)) for request in requests]
+    await asyncio.sleep(0)
+    gate.set()
+    return await asyncio.gather(*rivals)
+
+
+async def race(client: httpx.AsyncClient, slot_id: str, parties: Sequence[int]) -> list[httpx.Response]:
+    """Have every party try to book the slot at the same instant."""
+    requests = [client.build_request("POST", "/v1/bookings", json=booking_body(slot_id, party)) for party in parties]
+    return await all_at_once(client, requests)
+
+
+# -- what is true afterwards ------------------------------------------------------------------------------------------
+
+
+def sold_places(answers: Sequence[httpx.Response]) -> int:
+    """Sum the places that were promised, and insist that every other answer is a true, complete refusal."""
+    for answer in answers:
+        assert answer.status_code in (201, 409), answer.text
+        if answer.status_code == 409:
+            problem = answer.json()
+            assert problem["code"] == "slot_unavailable"
+            assert problem["reason"] in ("held", "booked")
+            assert problem["available"] < problem["requested"]
+    return sum(answer.json()["quantity"] for answer in answers if answer.status_code == 201)
+
+
+def assert_slot_holds(service: Service, slot_id: str, capacity: int, sold: int) -> None:
+    """Check both stores, the audit log and the API: they agree on exactly this many places sold."""
+    [(count, negative)] = service.query(
+        "SELECT available_count, (SELECT count(*) FROM slots WHERE available_count < 0) FROM slots WHERE id = %s",
+        slot_id,
+    )
+    assert (count, negative) == (capacity - sold, 0)  # S0-11
+    live = "status IN ('held', 'pending_payment', 'confirmed')"
+    [(booked,)] = service.query(
+        f"SELECT coalesce(sum(quantity), 0) FROM bookings WHERE slot_id = %s AND {live}", slot_id
+    )
+    assert booked == sold
+    [(audited,)] = service.query(
+        "SELECT coalesce(sum((data->>'quantity')::int * CASE WHEN type IN ('booking.confirmed') THEN 1 ELSE -1 END), 0)"
+        " FROM events WHERE slot_id = %s AND type IN ('booking.confirmed', 'booking.cancelled')",
+        slot_id,
+    )
+    assert audited == sold
+    if service.redis is not None:
+        eventually(lambda: mirrored(service, slot_id) == (capacity, sold, 0), f"the mirror to say {capacity, sold, 0}")
+    answer = httpx.get(f"{service.url}/v1/slots/{slot_id}", timeout=CLIENT_SECONDS).json()
+    assert (answer["available_count"], answer["available"], answer["held"]) == (capacity - sold, capacity - sold, 0)
+
+
+def mirrored(service: Service, slot_id: str) -> tuple[int, int, int]:
+    """Read (capacity, booked, held) of the mirror, and insist that `held` is what the live holds sum up to."""
+    assert service.redis is not None
+    [(resource_id,)] = service.query("SELECT resource_id FROM slots WHERE id = %s", slot_id)
+    key = f"hf:{{{resource_id}}}:{slot_id}"
+    with service.redis.admin() as redis:
+        counts = redis.hmget(f"{key}:mirror", "cap", "booked", "held")
+        parties = redis.hvals(f"{key}:parties")
+        assert redis.zcard(f"{key}:holds") == len(parties)
+    assert int(counts[2]) == sum(int(party.split(":")[0]) for party in parties)
+    return int(counts[0]), int(counts[1]), int(counts[2])

@@ -1,0 +1,185 @@
+"""The races again, with one protection after the other taken away: a test that cannot fail proves nothing.
+
+Layer 1 off: Redis is not there. Layer 2 off: `commit_bookings` without its row lock, and with a pause between
+deciding and writing, so that all rivals decide by the same count. Layer 3 off: the constraints dropped. Each in a scratch database.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.service import (
+    Postgres,
+    Service,
+    all_at_once,
+    assert_slot_holds,
+    booking_body,
+    make_slot,
+    make_slots,
+    postgres,
+    race,
+    serving,
+    sold_places,
+)
+
+__all__ = ["postgres"]
+pytestmark = pytest.mark.anyio
+
+RIVALS = 10
+LOCK = " ORDER BY id FOR NO KEY UPDATE;\n    IF EXISTS (SELECT FROM abandoned_attempts"
+NO_LOCK = " ORDER BY id;\n    IF EXISTS (SELECT FROM abandoned_attempts"
+WRITE = "    IF cardinality(inserts) > 0 THEN\n"
+#: Between deciding and writing, long enough for every rival to have read the same count.
+PAUSE_AND_WRITE = WRITE + "        PERFORM pg_sleep(0.5);\n"
+
+
+def without_row_lock(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        [[source]] = connection.execute("SELECT pg_get_functiondef('commit_bookings'::regproc)")
+        assert source.count(LOCK) == source.count(WRITE) == 1, "the function changed: change this test with it"
+        connection.execute(source.replace(LOCK, NO_LOCK).replace(WRITE, PAUSE_AND_WRITE).encode())
+
+
+def without_constraints(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE slots DROP CONSTRAINT slots_available_count_range")
+        connection.execute("DROP INDEX bookings_one_live_on_exclusive_slot")
+        connection.execute("ALTER TABLE occupied DROP CONSTRAINT occupied_one_thing_at_a_time")
+
+
+@contextmanager
+def layers(postgres: Postgres, tmp_path: Path, *, lock: bool, constraints: bool) -> Iterator[Service]:
+    """Serve without layer 1, and with what is asked for of the others."""
+    database_url = postgres.fresh()
+    if not lock:
+        without_row_lock(database_url)
+    if not constraints:
+        without_constraints(database_url)
+    with serving(database_url, f"unix://{tmp_path}/nobody.sock") as service:
+        yield service
+
+
+@pytest.mark.parametrize("capacity", [1, 5])
+@pytest.mark.parametrize(
+    ("lock", "constraints"), [(True, True), (True, False), (False, True)], ids=["2+3", "2 alone", "3 alone"]
+)
+async def test_each_layer_alone_sells_exactly_the_capacity(
+    postgres: Postgres, tmp_path: Path, capacity: int, lock: bool, constraints: bool
+):
+    with layers(postgres, tmp_path, lock=lock, constraints=constraints) as service:
+        async with service.client() as client:
+            slot_id = await make_slot(service, client, capacity)
+            answers = await race(client, slot_id, [1] * RIVALS)
+            assert sum(answer.status_code == 201 for answer in answers) == capacity
+            assert_slot_holds(service, slot_id, capacity, sold_places(answers))
+        # Only without the lock do the constraints have anything to do; then they did it, and it was told as a 409.
+        refused_by_rule = service.metric("holdfast_backstop_conflicts_total")
+        assert (refused_by_rule > 0) == (not lock)
+
+
+@pytest.mark.parametrize("capacity", [1, 5])
+async def test_without_any_layer_the_same_race_oversells(postgres: Postgres, tmp_path: Path, capacity: int):
+    with layers(postgres, tmp_path, lock=False, constraints=False) as service:
+        async with service.client() as client:
+            slot_id = await make_slot(service, client, capacity)
+            answers = await race(client, slot_id, [1] * RIVALS)
+            sold = sum(answer.status_code == 201 for answer in answers)
+        [(booked,)] = service.query("SELECT count(*) FROM bookings WHERE slot_id = %s", slot_id)
+        assert booked == sold
+        assert sold > capacity
+
+
+async def overlapping_winners(service: Service) -> int:
+    """Race for ten slots of one person that all overlap; returns how many were sold."""
+    async with service.client() as client:
+        slots = await make_slots(service, client, *[1] * RIVALS, kind="person", hours_apart=0.05)
+        requests = [client.build_request("POST", "/v1/bookings", json=booking_body(slot_id)) for slot_id in slots]
+        answers = await all_at_once(client, requests)
+        assert {answer.status_code for answer in answers} <= {201, 409}, [answer.text for answer in answers]
+        return sum(answer.status_code == 201 for answer in answers)
+
+
+async def test_a_person_does_one_thing_at_a_time_by_the_exclusion_constraint(postgres: Postgres, tmp_path: Path):
+    with layers(postgres, tmp_path, lock=False, constraints=True) as service:
+        assert await overlapping_winners(service) == 1
+
+
+async def test_without_the_exclusion_constraint_a_person_is_in_two_places(postgres: Postgres, tmp_path: Path):
+    with layers(postgres, tmp_path, lock=False, constraints=False) as service:
+        assert await overlapping_winners(service) > 1
+
+
+# -- nobody with psql -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_slot(postgres: Postgres) -> Iterator[psycopg.Connection]:
+    """A database with one sold-out slot of capacity 1 and one of capacity 2, to try and break by hand."""
+    with psycopg.connect(postgres.fresh(), autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO venues (id, slug, name, timezone) VALUES (gen_random_uuid(), 'v', 'V', 'UTC');
+            INSERT INTO resources (id, venue_id, name, kind) SELECT gen_random_uuid(), id, 'R', 'event' FROM venues;
+            INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, starts_at, ends_at, capacity)
+                SELECT gen_random_uuid(), venue_id, id, no, one_at_a_time, now() + interval '1 day',
+                    now() + interval '25 hours', n FROM resources, generate_series(1, 2) AS n;
+            INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,
+                    available_after, confirmed_at)
+                SELECT gen_random_uuid(), venue_id, id, exclusive, capacity, 'confirmed', 'A', 'a@b.c', 0, now()
+                FROM slots
+            """
+        )
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "rule"),
+    [
+        (
+            "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,"
+            " available_after, confirmed_at) SELECT gen_random_uuid(), venue_id, id, exclusive, 1, 'confirmed', 'B',"
+            " 'b@b.c', 0, now() FROM slots WHERE capacity = 2",
+            "slots_available_count_range",
+        ),
+        (
+            "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,"
+            " available_after, confirmed_at) SELECT gen_random_uuid(), venue_id, id, exclusive, 1, 'confirmed', 'B',"
+            " 'b@b.c', 0, now() FROM slots WHERE capacity = 1",
+            "bookings_one_live_on_exclusive_slot",
+        ),
+        (
+            "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,"
+            " available_after, confirmed_at) SELECT gen_random_uuid(), venue_id, id, NOT exclusive, 1, 'confirmed',"
+            " 'B', 'b@b.c', 0, now() FROM slots WHERE capacity = 1",
+            "bookings_one_live_on_exclusive_slot|bookings_of_a_slot|slots_available_count_range",
+        ),
+        ("UPDATE slots SET available_count = available_count + 1", "slots_available_count_is_derived"),
+        ("UPDATE slots SET capacity = capacity - 1 WHERE capacity = 2", "slots_available_count_range"),
+        ("UPDATE slots SET starts_at = starts_at - interval '1 hour'", "slots_never_move"),
+        ("UPDATE bookings SET quantity = quantity + 1", "slots_available_count_range"),
+        ("UPDATE bookings SET status = 'held', expires_at = now()", "bookings_transitions_allowed"),
+        ("UPDATE bookings SET status = 'expired'", "bookings_transitions_allowed"),
+        ("UPDATE bookings SET confirmed_at = NULL", "bookings_confirmed_at_when_confirmed"),
+        ("DELETE FROM events", "events_keep_their_history"),
+        ("TRUNCATE bookings CASCADE", "bookings_keep_their_history"),
+    ],
+)
+def test_nobody_with_psql_can_store_an_oversold_or_impossible_state(
+    full_slot: psycopg.Connection, by_hand: str, rule: str
+):
+    with pytest.raises(psycopg.Error) as refused:
+        full_slot.execute(by_hand)
+    assert refused.value.diag.constraint_name in rule.split("|")
+
+
+def test_a_slot_begins_with_its_capacity_whatever_is_inserted(full_slot: psycopg.Connection):
+    with full_slot.transaction(force_rollback=True):
+        [[count]] = full_slot.execute(
+            "INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, starts_at, ends_at, capacity,"
+            " available_count) SELECT gen_random_uuid(), venue_id, id, no, one_at_a_time, now(),"
+            " now() + interval '1 hour', 3, 1000 FROM resources RETURNING available_count"
+        )
+        assert count == 3
