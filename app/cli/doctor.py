@@ -10,7 +10,7 @@ import msgspec
 import rich_click as click
 
 from app.cli.failing import CONFLICT, DONE, FAILED, UNREACHABLE
-from app.cli.show import emit, out, table
+from app.cli.show import emit, number, out, table
 from app.settings import Settings, SettingsError, from_env
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _postgres_checks(connection: "psycopg.Connection[Any]", settings: Settings) 
     yield from _rules(connection)
     for name, query in INVARIANTS.items():
         broken = [str(row[0]) for row in connection.execute(query).fetchmany(1000)]
-        found = f"{len(broken)} slots, such as {broken[0]}" if broken else "0 rows"
+        found = f"{number(len(broken), 'slot')}, such as {broken[0]}" if broken else "0 rows"
         hint = "stop selling these slots; `holdfast events tail --slot …` tells what happened"
         yield Check(name, "violated" if broken else "ok", found, hint)
 

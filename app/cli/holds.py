@@ -8,7 +8,7 @@ from uuid import UUID
 import rich_click as click
 
 from app.cli.failing import CONFLICT, USAGE, Failed
-from app.cli.show import ago, emit, local, local_short, out, print_table, span
+from app.cli.show import ago, emit, local, local_short, number, out, print_table, span
 
 if TYPE_CHECKING:
     from app.domain import Hold, Slot
@@ -121,9 +121,9 @@ def release(hold_id: UUID, yes: bool) -> None:
 
     async def change(engine: "Engine") -> None:
         hold, slot = await find_hold(engine, hold_id)
-        confirm(f"Release {_places(hold.quantity)} of {slot.resource_name}, {_when(slot)}?", yes)
+        confirm(f"Release {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}?", yes)
         await operator_release_hold(engine, hold_id, caller=operator())
-        print(f"Released {_places(hold.quantity)} of {slot.resource_name}, {_when(slot)}")
+        print(f"Released {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}")
 
     with_engine(change)
 
@@ -222,7 +222,3 @@ def _print_one(hold: "Hold", slot: "Slot", as_json: bool) -> None:
 
 def _when(slot: "Slot") -> str:
     return local(slot.starts_at, slot.timezone)
-
-
-def _places(quantity: int) -> str:
-    return "1 place" if quantity == 1 else f"{quantity} places"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from app.cli.failing import CONFLICT, DONE
-from app.cli.show import emit, print_table, say
+from app.cli.show import emit, number, print_table, say
 
 if TYPE_CHECKING:
     from app.engine import Engine
@@ -34,8 +34,9 @@ def reconcile(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
         if done.drift:
             rows = [(str(d.slot_id), d.field, str(d.mirrored), str(d.actual)) for d in done.drift]
             print_table(("#Slot", "What", ">Redis", ">Postgres"), rows, empty="")
-        found = f"{len(done.drift)} differences{'' if dry_run else ', repaired'}" if done.drift else "no drift"
-        print(f"{done.slots} slots, {done.mirrored} of them mirrored: {found}")
+        repaired = "" if dry_run else ", repaired"
+        found = number(len(done.drift), "difference") + repaired if done.drift else "no drift"
+        print(f"{number(done.slots, 'slot')} compared, {done.mirrored} of them mirrored: {found}")
     ctx.exit(CONFLICT if done.drift else DONE)
 
 

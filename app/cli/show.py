@@ -72,6 +72,10 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         say(empty)
 
 
+def number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def local(instant: datetime, zone: str = "UTC") -> str:
     """Tell a time as the venue's people say it."""
     return f"{instant.astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M}"

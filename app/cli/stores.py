@@ -44,11 +44,8 @@ async def opened() -> AsyncIterator["Engine"]:
     """The engine without its loops: a command looks, does one thing, and leaves sweeping to the service."""
     from app.cli.home import store_settings
     from app.engine import Engine
-    from app.telemetry import configure_logging
 
-    # What concerns the user of a command is an exception; log lines would only run into its output.
-    configure_logging(logging.CRITICAL)
-    logging.disable(logging.CRITICAL)
+    be_quiet()
     engine = Engine(store_settings())
     await engine.ledger.pool.open()
     try:
@@ -58,6 +55,14 @@ async def opened() -> AsyncIterator["Engine"]:
         await engine.ledger.pool.close()
         with suppress(Exception):
             await engine.holds.client.aclose()
+
+
+def be_quiet() -> None:
+    """What concerns the user of a command is an exception; log lines would only run into its output."""
+    from app.telemetry import configure_logging
+
+    configure_logging(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
 
 
 def require_redis(engine: "Engine", consequence: str) -> None:

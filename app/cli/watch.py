@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from app.cli.holds import Shown, describe, read_holds, store_of
-from app.cli.show import emit, local, local_short, out, say, span, table
+from app.cli.show import emit, local, local_short, number, out, say, span, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,7 +98,7 @@ def _picture(shown: list[Shown], passed: timedelta, *, away: bool) -> "Renderabl
         store = "" if store_of(hold) == "redis" else "\npostgres"
         rows.add_row(str(hold.id), what, f"{hold.quantity}{store}", bar)
     places = sum(hold.quantity for hold, _ in shown)
-    told = f"{len(shown)} holds, {places} places. Ctrl-C ends"
+    told = f"{number(len(shown), 'hold')}, {number(places, 'place')}. Ctrl-C ends"
     if away:
         told = f"Redis cannot be reached: only what Postgres keeps is shown. {told}"
     return Group(rows, Text(told, style="red" if away else "dim"))

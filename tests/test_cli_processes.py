@@ -1,0 +1,285 @@
+"""The commands as processes: how fast they start, how the service starts and stops, and the whole demo."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from app.cli.workers import listen, url_of
+from tests.redis_servers import RedisServer
+from tests.service import (
+    HOLDFAST,
+    OPERATOR_KEY,
+    SECRET,
+    Postgres,
+    bundled_redis_server,
+    eventually,
+    free_port,
+    postgres,
+    serving,
+)
+
+__all__ = ["bundled_redis_server", "postgres"]
+
+#: Of packages that take long to import. No command needs them just to say how it is used.
+HEAVY = {"litestar", "sqlalchemy", "alembic", "uvicorn", "httpx", "redis", "psycopg", "prometheus_client", "structlog"}
+
+
+def clean(**environ: str) -> dict[str, str]:
+    """The environment of somebody who has set nothing."""
+    ours = {"REDIS_URL", "DATABASE_URL", "API_URL"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("HOLDFAST_")}
+    return {**kept, **environ}
+
+
+def run(
+    *arguments: Any, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [str(HOLDFAST), *(str(argument) for argument in arguments)]
+    return subprocess.run(
+        command,
+        env=env or clean(),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+# -- imports ----------------------------------------------------------------------------------------------------------
+
+
+def imported_by(*arguments: str, **environ: str) -> set[str]:
+    """Run a command and tell the top-level packages that it imported."""
+    command = [sys.executable, "-X", "importtime", "-c", "from app.cli import main; main()", *arguments]
+    done = subprocess.run(command, env=clean(**environ), capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("command", [(), ("holds",), ("holds", "list"), ("serve",), ("race",), ("events", "tail")])
+def test_help_imports_nothing_heavy(command):
+    assert not imported_by(*command, "--help") & HEAVY
+
+
+def test_holds_commands_import_the_two_stores_only(postgres, bundled_redis_server):
+    stores = {"REDIS_URL": bundled_redis_server.url, "DATABASE_URL": postgres.fresh()}
+    for command in (("holds", "list"), ("holds", "watch", "--for", "0.1"), ("reconcile",)):
+        assert not imported_by(*command, **stores) & {"litestar", "sqlalchemy", "alembic", "uvicorn", "httpx"}
+
+
+# -- serve ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(postgres: Postgres, bundled_redis_server: RedisServer) -> dict[str, str]:
+    return clean(
+        REDIS_URL=bundled_redis_server.url,
+        DATABASE_URL=postgres.fresh(),
+        HOLDFAST_OPERATOR_KEY=OPERATOR_KEY,
+        HOLDFAST_SECRET=SECRET,
+        HOLDFAST_ENV="test",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("REDIS_URL", ""), ("DATABASE_URL", "mysql://x"), ("HOLDFAST_SECRET", "short"), ("HOLDFAST_WORKERS", "many")],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line_that_names_it(settings, name, value):
+    done = run("serve", env={**settings, name: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(name)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_taken_port_is_one_line(settings):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", "--port", port, env=settings)
+    assert done.returncode == 1
+    assert done.stderr == f"Cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_missing_schema_is_one_line_and_upgrade_makes_it(settings, postgres):
+    empty = postgres.of("empty_for_cli")
+    with psycopg.connect(postgres.of("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE empty_for_cli")
+    env = {**settings, "DATABASE_URL": empty}
+    done = run("serve", "--port", free_port(), env=env)
+    assert (done.returncode, done.stderr) == (1, "The database has no schema yet: run `holdfast db upgrade`\n")
+    for _ in range(2):
+        done = run("db", "upgrade", env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(r"The schema is at \d+\n", done.stdout)
+
+
+def children(pid: int) -> list[int]:
+    """List the processes below one, at any depth."""
+    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [below for child in found for below in children(child)]
+
+
+def gone(pids: Sequence[int]) -> bool:
+    """Zombies are gone: in a container nobody may be there to reap them."""
+    return not [pid for pid in pids if Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_dead_worker_is_replaced(settings):
+    with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
+        before = children(service.process.pid)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: gone(before[:1]), "the worker to die")
+        eventually(lambda: len(set(children(service.process.pid)) - set(before)) == 1, "another worker")
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def test_workers_end_with_a_killed_parent_and_free_the_port(settings):
+    with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
+        workers = children(service.process.pid)
+        assert len(workers) == 2
+        service.process.kill()
+        eventually(lambda: gone(workers), "the workers to end", seconds=5)
+        port = int(service.url.rpartition(":")[2])
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_terminated_service_ends_cleanly_with_its_workers(settings):
+    with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
+        workers = children(service.process.pid)
+        service.process.terminate()
+        assert service.process.wait(timeout=20) == 0
+        assert gone(workers)
+
+
+# -- demo -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def demo(where: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the demo in a directory, as somebody who has set nothing; yields it with what it printed."""
+    command = [str(HOLDFAST), "demo", "--port", str(port), "--workers", "2"]
+    with subprocess.Popen(
+        command, cwd=where, env=clean(COLUMNS="80"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            printed = ""
+            for line in process.stdout:
+                printed += line
+                if line.startswith("curl"):
+                    break
+            assert "curl" in printed, printed
+            yield process, printed
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def book_as_printed(printed: str) -> dict[str, Any]:
+    """Do what a reader does: paste the line."""
+    [line] = [line for line in printed.splitlines() if line.startswith("curl ")]
+    if shutil.which("curl"):
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)  # noqa: S602
+        return dict(json.loads(done.stdout))
+    words = shlex.split(line)
+    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers={"Content-Type": "application/json"})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def test_demo_from_nothing_to_a_booking_through_a_kill_and_back(tmp_path):
+    port = free_port()
+    # Given an empty directory, If the demo is started and its line is pasted, Expect a booking.
+    with demo(tmp_path, port) as (process, printed):
+        assert f"http://127.0.0.1:{port}" in printed
+        for word in ("Operator key", "/schema", "/readyz", "/metrics", "holds watch", "race"):
+            assert word in printed
+        booked = book_as_printed(printed)
+        assert booked["status"] == "confirmed"
+
+        # Expect the other commands to find it from the same directory, without any setting.
+        [listed] = json.loads(run("bookings", "list", "--json", cwd=tmp_path).stdout)["data"]
+        assert listed["id"] == booked["id"]
+        why = json.loads(run("holds", "why", booked["slot_id"], "--json", cwd=tmp_path).stdout)
+        assert (why["adds_up"], why["booked"]) == (True, 1)
+        assert run("race", cwd=tmp_path).returncode == 0
+        assert run("doctor", cwd=tmp_path).returncode == 0
+        for private in ("run.json", "keys.json"):
+            assert (tmp_path / ".holdfast" / private).stat().st_mode & 0o777 == 0o600
+
+        # Expect a second demo of the same home to say who has it, in one line.
+        second = run("demo", "--port", free_port(), cwd=tmp_path)
+        assert second.returncode == 1
+        assert second.stderr.count("\n") == 1
+        assert f"in use by process {process.pid}" in second.stderr
+        busy = run("demo", "--port", port, cwd=tmp_path)
+        assert (busy.returncode, "Address already in use" in busy.stderr) == (1, True)
+
+        # If it is killed, Expect everything it started to end.
+        below = children(process.pid)
+        assert len(below) >= 4
+        process.kill()
+        process.wait()
+        eventually(lambda: gone(below), "the demo's processes to end", seconds=10)
+    assert run("holds", "list", cwd=tmp_path).returncode == 2  # run.json is stale, and known to be
+
+    # Expect the next start to have the same port, the same data and no second demo venue.
+    with demo(tmp_path, port) as (process, printed):
+        [listed] = json.loads(run("bookings", "list", "--venue", "demo", "--json", cwd=tmp_path).stdout)["data"]
+        assert listed["id"] == booked["id"]
+        [city_walk] = [
+            one for one in httpx.get(f"http://127.0.0.1:{port}/v1/venues/demo").json()["resources"]
+            if one["name"] == "City walk"
+        ]  # fmt: skip
+        assert city_walk["kind"] == "event"
+        assert book_as_printed(printed)["status"] == "confirmed"
+        below = children(process.pid)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert time.monotonic() - started < 15
+        assert gone(below)
+    assert not (tmp_path / ".holdfast" / "run.json").exists()
+
+
+def test_demo_that_is_stopped_while_it_starts_leaves_nothing(tmp_path):
+    home = tmp_path / ".holdfast"
+    command = [str(HOLDFAST), "demo", "--port", str(free_port())]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        eventually((home / "postgres" / "postmaster.pid").exists, "Postgres to start", seconds=60)
+        below = children(process.pid)
+        process.terminate()
+        process.wait(timeout=30)
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    eventually(lambda: gone(below), "the servers to end", seconds=10)
+    assert not (home / "run.json").exists()
+
+
+def test_demo_takes_the_next_port_unless_one_was_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with listen("127.0.0.1", port, next_free=True) as found:
+            assert found.getsockname()[1] > port
+            assert url_of(found) == f"http://127.0.0.1:{found.getsockname()[1]}"
