@@ -51,12 +51,13 @@ FORGET_AFTER = timedelta(days=1)
 #: Connections per process. More would only make Redis, which has one core, take turns more often.
 MAX_CONNECTIONS = 16
 
-#: Error words of a Redis that is there but does not serve (reliability.md 4.1). Anything else is a bug worth a look.
+#: What a Redis says that is there but does not serve (reliability.md 4.1). Anything else is a bug worth a look.
 _NOT_SERVING = (
     "READONLY", "NOREPLICAS", "OOM", "MISCONF", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH",
     "NOPERM", "WRONGPASS", "UNBLOCKED",
 )  # fmt: skip
 
+_NOT_SERVING_ERRORS = (redis_errors.ReadOnlyError, redis_errors.OutOfMemoryError, redis_errors.NoPermissionError)
 
 _repairing: ContextVar[bool] = ContextVar("repairing", default=False)
 
@@ -337,8 +338,6 @@ class Holds:
             for call, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, redis_errors.NoScriptError):
                     answer = await self.run(call)  # noqa: PLW2901 the second answer replaces the first
-                if isinstance(answer, BaseException):
-                    raise self._away(answer) from answer
                 replies.append(answer)
         return replies
 
@@ -353,7 +352,12 @@ class Holds:
         pipe = self.client.pipeline(transaction=False)
         for call in calls:
             pipe.execute_command("EVALSHA", self._scripts[call.script].sha, len(call.keys), *call.keys, *call.args)
-        return await pipe.execute(raise_on_error=False)
+        answers = await pipe.execute(raise_on_error=False)
+        for answer in answers:
+            # Raised here, where it counts as a failure: a pipeline of refusals is no success.
+            if isinstance(answer, BaseException) and not isinstance(answer, redis_errors.NoScriptError):
+                raise answer
+        return answers
 
     async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run one operation behind the breaker, bounded, and ask a second time when a connection was dead."""
@@ -375,12 +379,10 @@ class Holds:
         return result
 
     def _away(self, error: BaseException) -> RedisAway:
-        word = str(error).split(" ", 1)[0].rstrip(":")
-        if isinstance(error, redis_errors.ResponseError) and not str(error).startswith(_NOT_SERVING):
-            log.error("redis_error", error=str(error))  # a script of ours failed: Postgres answers, a person must look
-        else:
-            self.breaker.failed()
-        return RedisAway(word or type(error).__name__)
+        self.breaker.failed()
+        if _is_bug(error):
+            log.error("redis_error", error=str(error))  # Postgres answers, but a person must look
+        return RedisAway(str(error) or type(error).__name__)
 
     async def _drop_idle_connections(self) -> None:
         """After a restart every pooled connection is dead: a retry must not draw the next dead one."""
@@ -433,6 +435,15 @@ async def bounded(awaitable: Awaitable[T]) -> T:
             task.cancel()
             task.add_done_callback(_consume)
     raise TimeoutError("no answer from Redis")
+
+
+def _is_bug(error: BaseException) -> bool:
+    """Tell a script that failed from a Redis that does not serve. In a script its word is not the first:
+    "Error running script …: -READONLY You can't write against a read only replica".
+    """
+    if not isinstance(error, redis_errors.ResponseError) or isinstance(error, _NOT_SERVING_ERRORS):
+        return False
+    return not any(word in str(error) for word in _NOT_SERVING)
 
 
 def _consume(task: asyncio.Future[Any]) -> None:

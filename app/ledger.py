@@ -150,7 +150,6 @@ class Ledger:
             max_size=max_size,
             timeout=POOL_TIMEOUT_SECONDS,
             max_waiting=POOL_MAX_WAITING,
-            check=_refuse_dead_connection,
             reconnect_timeout=0.5,  # give up early and try anew with the next request: Postgres may be back by then
             open=False,
         )
@@ -401,7 +400,7 @@ class Ledger:
     async def _rows_once(self, statement: str, values: Any) -> list[Row]:
         failures = self._connection_failures()
         try:
-            connection = await self.pool.getconn()
+            connection = await self._connection()
         except TooManyRequests as error:
             raise Overloaded from error
         except PoolTimeout as error:
@@ -413,6 +412,19 @@ class Ledger:
             return await within(reply, REPLY_TIMEOUT_SECONDS)
         except TimeoutError as error:
             raise InDoubt from error
+
+    async def _connection(self) -> psycopg.AsyncConnection[Row]:
+        """Take a connection from the pool that the server has not ended while it was idle.
+
+        Without the look the first requests after a restart of Postgres would be sent into dead sockets, and be in
+        doubt. Not the pool's own `check`: after a failed one it waits a second before it takes the next.
+        """
+        while True:
+            connection = await self.pool.getconn()
+            if not _has_ended(connection):
+                return connection
+            await connection.close()
+            await self.pool.putconn(connection)
 
     def _connection_failures(self) -> int:
         stats = self.pool.get_stats()
@@ -443,15 +455,11 @@ async def within(reply: asyncio.Future[T], seconds: float) -> T:
     return reply.result()
 
 
-async def _refuse_dead_connection(connection: psycopg.AsyncConnection[Row]) -> None:
-    """Look whether an idle connection has something to say: it can only be goodbye. Costs no round trip.
-
-    Without this the first request after a restart of Postgres would be sent into a dead socket, and be in doubt.
-    """
+def _has_ended(connection: psycopg.AsyncConnection[Row]) -> bool:
+    """Look whether an idle connection has something to say: it can only be goodbye. Costs no round trip."""
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-    if poller.poll(0):
-        raise psycopg.OperationalError("the server closed this connection while it was idle")
+    return bool(poller.poll(0))
 
 
 def _translated(error: psycopg.Error) -> Exception:

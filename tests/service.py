@@ -135,7 +135,7 @@ def serving(
         command, env={**os.environ, **settings}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
     )
     try:
-        eventually(lambda: _ready(url, process, log), "the service to be ready", seconds=START_SECONDS)
+        eventually(lambda: _started(url, process, log), "the service to be ready", seconds=START_SECONDS)
         yield Service(url, database_url, redis, process)
     finally:
         process.terminate()
@@ -149,10 +149,14 @@ def serving(
             log.close()
 
 
-def _ready(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> bool:
+def _started(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> bool:
     if process.poll() is not None:
         log.seek(0)
         pytest.fail(f"the service ended while it started:\n{log.read()[-3000:]}")
+    return is_ready(url)
+
+
+def is_ready(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
     return False
@@ -280,14 +284,20 @@ def assert_slot_holds(service: Service, slot_id: str, capacity: int, sold: int) 
     assert (answer["available_count"], answer["available"], answer["held"]) == (capacity - sold, capacity - sold, 0)
 
 
-def mirrored(service: Service, slot_id: str) -> tuple[int, int, int]:
-    """Read (capacity, booked, held) of the mirror, and insist that `held` is what the live holds sum up to."""
-    assert service.redis is not None
+def resource_of(service: Service, slot_id: str) -> str:
     [(resource_id,)] = service.query("SELECT resource_id FROM slots WHERE id = %s", slot_id)
-    key = f"hf:{{{resource_id}}}:{slot_id}"
-    with service.redis.admin() as redis:
-        counts = redis.hmget(f"{key}:mirror", "cap", "booked", "held")
-        parties = redis.hvals(f"{key}:parties")
-        assert redis.zcard(f"{key}:holds") == len(parties)
+    return str(resource_id)
+
+
+def mirrored(service: Service, slot_id: str, resource_id: str | None = None) -> tuple[int, int, int] | None:
+    """Read (capacity, booked, held) of the mirror, and insist that `held` is what the holds sum up to."""
+    assert service.redis is not None
+    key = f"hf:{{{resource_id or resource_of(service, slot_id)}}}:{slot_id}"
+    with service.redis.admin() as redis, redis.pipeline(transaction=True) as pipe:
+        pipe.hmget(f"{key}:mirror", "cap", "booked", "held").hvals(f"{key}:parties").zcard(f"{key}:holds")
+        counts, parties, holds = pipe.execute()
+    assert holds == len(parties)
+    if counts[0] is None:
+        return None
     assert int(counts[2]) == sum(int(party.split(":")[0]) for party in parties)
     return int(counts[0]), int(counts[1]), int(counts[2])
