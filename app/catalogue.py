@@ -155,8 +155,7 @@ class Catalogue:
         Raises:
             VenueNotFound
         """
-        if "\0" in slug:  # a path may hold what Postgres' text cannot
-            raise VenueNotFound
+        _require_text(slug)
 
         async def read(connection: AsyncConnection) -> Venue:
             row = (await connection.execute(sa.select(venues).where(venues.c.slug == slug))).one_or_none()
@@ -196,6 +195,7 @@ class Catalogue:
         Raises:
             VenueNotFound
         """
+        _require_text(slug)
 
         async def change(connection: AsyncConnection) -> Venue:
             this = venues.c.slug == slug
@@ -587,6 +587,11 @@ async def _keep_answer(connection: AsyncConnection, keyed: Keyed, body: bytes, s
         scope=keyed.scope, idempotency_key=keyed.key, fingerprint=keyed.fingerprint, status=status, body=body
     )
     await connection.execute(insert.on_conflict_do_nothing())
+
+
+def _require_text(slug: str) -> None:
+    if "\0" in slug:  # a path may hold what Postgres' text cannot
+        raise VenueNotFound
 
 
 async def _require_venue(connection: AsyncConnection, slug: str) -> None:
