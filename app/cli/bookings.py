@@ -63,7 +63,7 @@ def list_command(
     if len(found) > limit:
         say(f"There are more than {limit}: narrow it down, or raise --limit")
     if as_json:
-        emit({"data": [describe(*shown) for shown in found[:limit]], "next_cursor": None})
+        emit({"data": [describe(*shown) for shown in found[:limit]], "more": len(found) > limit})
         return
     rows = [
         (f"{booking.id}\n{_name(booking)}", _short(slot), str(booking.quantity), booking.status)

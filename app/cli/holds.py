@@ -33,7 +33,7 @@ def list_command(venue: str | None, slot_id: UUID | None, as_json: bool) -> None
     async def read(engine: "Engine") -> None:
         shown = await read_holds(engine, venue, slot_id)
         if as_json:
-            emit({"data": [describe(*one) for one in shown], "next_cursor": None})
+            emit({"data": [describe(*one) for one in shown]})
         else:
             rows = [_row(hold, slot) for hold, slot in shown]
             print_table(("#Hold", "Slot", ">Places", ">Ends in", "Store"), rows, empty="No live holds")

@@ -58,7 +58,7 @@ def list_command(
     if len(found) > limit:
         say(f"There are more than {limit}: narrow it down, or raise --limit")
     if as_json:
-        emit({"data": found[:limit], "next_cursor": None})
+        emit({"data": found[:limit], "more": len(found) > limit})
         return
     rows = [
         (str(slot["id"]), _what(slot), f"{slot['available']}/{slot['capacity']}", str(slot["held"]), slot["status"])
