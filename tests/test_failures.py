@@ -606,6 +606,9 @@ async def test_a_killed_worker_is_replaced_and_its_places_come_back(service, red
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(httpx.TransportError):
             await waiting
+        # Its statement waits on without it; freed now, it would book, and nobody promised that it would not.
+        locked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        eventually(lambda: service.query(locked) == [(0,)], "the orphaned statement to give up")
         rival.rollback()
     eventually(lambda: is_ready(service.url), "new workers")
     assert service.query("SELECT count(*) FROM bookings WHERE slot_id = %s", slot_id) == [(0,)]
