@@ -93,10 +93,12 @@ class FaultProxy:
         self._started.set()
         await self._stop.wait()
         server.close()
-        for pair in self._pairs:
-            pair.cancel()
-        if self._pairs:
-            await asyncio.wait(self._pairs)
+        # Again and again: a connection may still be on its way in, and must get its transport before it can be closed.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for pair in self._pairs:
+                pair.cancel()
+            await asyncio.wait(others, timeout=0.05)
+        await asyncio.sleep(0)  # aborted transports close their sockets one turn later
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

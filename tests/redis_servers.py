@@ -49,11 +49,11 @@ class RedisServer:
     """One process. Its directory stays while the object lives, so that it can be started again."""
 
     def __init__(self, binary: Path, directory: Path, options: tuple[str, ...] = (), port: int = 0) -> None:
-        self.directory, self.port = directory, port
+        self.directory, self.port, self.options = directory, port, options
         self.path = directory / "redis.sock"
         self.url = f"unix://{self.path}"
         where = ["--dir", str(directory), "--port", str(port), "--unixsocket", str(self.path)]
-        self._command = [str(binary), *where, "--bind", "127.0.0.1", "--save", "", *options]
+        self._command = [str(binary), *where, "--bind", "127.0.0.1", "--save", ""]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,7 +67,9 @@ class RedisServer:
         setpriv = shutil.which("setpriv")
         prefix = [setpriv, "--pdeathsig=KILL"] if setpriv else []
         with (self.directory / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen([*prefix, *self._command], stdin=subprocess.DEVNULL, stdout=log)
+            self._process = subprocess.Popen(
+                [*prefix, *self._command, *self.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def start(self) -> None:
         self.launch()
