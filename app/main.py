@@ -10,7 +10,7 @@ from litestar.datastructures import State
 from app import api, engine, settings, telemetry
 from app.api import docs, problems
 from app.api.machines import Readiness
-from app.api.strict import ApiRequest
+from app.api.strict import ApiRequest, exact_path
 from app.catalogue import Catalogue
 from app.settings import Settings
 
@@ -36,6 +36,7 @@ def create_app(chosen: Settings) -> telemetry.Observed:
     app = Litestar(
         route_handlers=api.ROUTES,
         request_class=ApiRequest,
+        before_request=exact_path,
         lifespan=[lifespan],
         exception_handlers=problems.HANDLERS,
         openapi_config=docs.config(),

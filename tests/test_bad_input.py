@@ -12,7 +12,7 @@ import pytest
 
 from tests import factories
 from tests.factories import booking_body
-from tests.service import CUSTOMER, Service
+from tests.service import CUSTOMER, Service, eventually
 
 JSON = {"Content-Type": "application/json"}
 LIMIT = 16 * 1024
@@ -266,6 +266,10 @@ def test_an_odd_id_in_a_body_reaches_no_store(everyone: httpx.Client, odd: Any) 
         "/schema/x.json",
         "/%00",
         "/v1/slots/a/b",
+        "/v1/slots/",
+        "/v1//slots",
+        "//v1/slots",
+        "/livez/",
     ],
 )
 def test_an_unknown_path_is_not_found(with_redis: Service, path: str) -> None:
@@ -283,6 +287,19 @@ def raw_request(service: Service, first_line: str, *headers: str, body: bytes = 
     status_line, *lines = head_bytes.decode("latin-1").split("\r\n")
     pairs = [tuple(line.split(": ", 1)) for line in lines]
     return httpx.Response(int(status_line.split()[1]), headers=pairs, content=content)
+
+
+def test_a_caller_may_hang_up_in_the_middle(with_redis: Service) -> None:
+    parts = urlsplit(with_redis.url)
+
+    def given_up() -> float:
+        return with_redis.metric("holdfast_http_request_seconds_count", route="/v1/bookings", status="400")
+
+    before = given_up()
+    head = f"POST /v1/bookings HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    eventually(lambda: given_up() == before + 1, "the unfinished request to be given up")
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "HEAD"])

@@ -49,8 +49,10 @@ def render_validation(request: Request[Any, Any, Any], error: ValidationExceptio
     return render(request, InvalidRequest(str(name)[:64], "Not a valid value"))
 
 
-def render_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def render_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Render what Litestar refuses before a handler is asked."""
+    if error.status_code >= 500:
+        return render_bug(request, error)
     status = error.status_code if error.status_code in _REFUSED_BY_LITESTAR else 400
     code, title = _REFUSED_BY_LITESTAR[status]
     headers = dict(error.headers or {})

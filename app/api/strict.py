@@ -17,6 +17,7 @@ import litestar
 import msgspec
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
+from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 
 from app.booking import Caller
@@ -84,7 +85,10 @@ class ApiRequest(litestar.Request[Any, Any, State]):
 
     async def body(self) -> bytes:
         # Litestar reads a missing body before it asks for JSON, and would take it for "no data".
-        body = await super().body()
+        try:
+            body = await super().body()
+        except InternalServerException as gone:  # the caller hung up, which is no bug of ours
+            raise InvalidRequest("", "The connection ended before the body did") from gone
         if not body and self.route_handler.parsed_data_field is not None:
             self._refuse_other_media()
             raise InvalidRequest("", "The body is empty")
@@ -97,6 +101,13 @@ class ApiRequest(litestar.Request[Any, Any, State]):
             raise UnsupportedMediaType
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType
+
+
+def exact_path(request: litestar.Request[Any, Any, Any]) -> None:
+    """Refuse `/v1/slots/` and `/v1//slots`, which Litestar takes for `/v1/slots`: a thing has one address."""
+    path: bytes = request.scope["raw_path"]
+    if b"//" in path or (path.endswith(b"/") and path != b"/"):
+        raise NotFoundException
 
 
 def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
