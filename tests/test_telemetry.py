@@ -1,0 +1,80 @@
+"""What the logs say, and above all what they do not say."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+
+from app import telemetry
+from tests import factories
+from tests.service import CUSTOMER, Postgres, RedisServer, serving
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Configure logging into memory; calling the fixture returns what was logged, decoded."""
+    written = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    monkeypatch.setattr(sys, "stderr", written)
+    telemetry.configure_logging()
+    yield lambda: [json.loads(line) for line in written.buffer.getvalue().splitlines()]  # type: ignore[attr-defined]
+    structlog.reset_defaults()
+    root.handlers, root.level = before
+
+
+def test_a_line_is_one_json_object_whoever_writes_it(lines: Any) -> None:
+    structlog.get_logger().info("ours", text="a\r\nb")
+    logging.getLogger("uvicorn.error").warning("theirs %s", "\nforged line")
+    logging.getLogger("uvicorn.access").info("GET /?token=secret")
+    ours, theirs = lines()
+    assert (ours["event"], ours["text"], ours["level"]) == ("ours", "a\r\nb", "info")
+    assert theirs["event"] == "theirs \nforged line"
+
+
+def test_an_exception_is_told_without_the_row_it_is_about(lines: Any) -> None:
+    try:
+        try:
+            raise psycopg.IntegrityError("violates a constraint\nDETAIL: Failing row contains (ada@example.com)")
+        except psycopg.IntegrityError as error:
+            raise RuntimeError("went wrong") from error
+    except RuntimeError:
+        structlog.get_logger().exception("unforeseen")
+    (line,) = lines()
+    assert [(told["type"], told["message"]) for told in line["exception"]] == [
+        ("RuntimeError", "went wrong"),
+        ("IntegrityError", "violates a constraint"),
+    ]
+    assert "ada" not in json.dumps(line)
+    assert all("test_telemetry" in told["at"][-1] for told in line["exception"])
+
+
+def test_nothing_personal_and_no_secret_reaches_the_log(postgres: Postgres, bundled_redis_server: RedisServer) -> None:
+    with (
+        serving(postgres.fresh(), bundled_redis_server.url, workers=1) as service,
+        factories.client(service, operator=True) as operator,
+        factories.client(service) as everyone,
+    ):
+        slot = factories.slot(operator, capacity=5)
+        hold = factories.hold(everyone, slot["id"])
+        booking = factories.booking(everyone, slot["id"])
+        everyone.get(f"/v1/bookings/{booking['id']}?c4n4ry=1", headers={"Manage-Token": booking["manage_token"]})
+        everyone.get("/c4n4ry/%0A%0Dforged", headers={"Authorization": "Bearer c4n4ry"})
+        everyone.post("/v1/bookings", json={"slot_id": "c4n4ry"})
+        everyone.get("/v1/slots", headers={"X-Request-Id": "c4n4ry\u00e9".encode()})
+        # The service was given an unnamed file to write to.
+        logged = Path(f"/proc/{service.process.pid}/fd/2").read_text()
+    requests = [json.loads(line) for line in logged.splitlines() if '"event":"request"' in line]
+    routes = {line["route"] for line in requests}
+    assert {"/v1/slots", "/v1/bookings/{booking_id}", "unmatched"} <= routes, logged
+    assert all(line.keys() >= {"request_id", "method", "status", "ms"} for line in requests)
+    key = service.operator["Authorization"].split()[1]
+    for word in ("c4n4ry", "forged", *CUSTOMER.values(), hold["token"], booking["manage_token"], key):
+        assert word not in logged
