@@ -46,6 +46,8 @@ PROBE_SECONDS = 0.25
 FRESH_SECONDS = 5
 #: How long a retry of a booking finds its record although the slot is full.
 SETTLED_SECONDS = 86_400
+#: Scripts that also a Redis runs which takes no writes.
+READING_SCRIPTS = frozenset({"room", "inspect"})
 #: Counts are forgotten this long after their slot has ended.
 FORGET_AFTER = timedelta(days=1)
 #: Connections per process. More would only make Redis, which has one core, take turns more often.
@@ -290,7 +292,7 @@ class Holds:
         for resource_id in resource_ids:
             key = f"hf:{{{resource_id}}}:active"
             await self._guarded(partial(self.client.zremrangebyscore, key, "-inf", earliest))
-            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1))
+            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1), proof=False)
             found += [(resource_id, UUID(member)) for member in members]
         return found
 
@@ -325,16 +327,17 @@ class Holds:
     async def run(self, call: Call) -> Reply:
         script = self._scripts[call.script]
         try:
-            return await self._guarded(lambda: self._evalsha(script, call))
+            return await self._guarded(partial(self._evalsha, script, call), proof=call.script not in READING_SCRIPTS)
         except redis_errors.NoScriptError:
-            return await self._guarded(lambda: self._eval(script, call))
+            return await self._guarded(partial(self._eval, script, call), proof=call.script not in READING_SCRIPTS)
 
     async def run_many(self, calls: Sequence[Call]) -> list[Reply]:
         """Send calls in pipelines of at most 200; a Redis that lost its scripts is given them again, per reply."""
         replies: list[Reply] = []
         for start in range(0, len(calls), 200):
             batch = calls[start : start + 200]
-            answers = await self._guarded(partial(self._pipelined, batch))
+            proof = any(call.script not in READING_SCRIPTS for call in batch)
+            answers = await self._guarded(partial(self._pipelined, batch), proof=proof)
             for call, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, redis_errors.NoScriptError):
                     answer = await self.run(call)  # noqa: PLW2901 the second answer replaces the first
@@ -359,8 +362,11 @@ class Holds:
                 raise answer
         return answers
 
-    async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run one operation behind the breaker, bounded, and ask a second time when a connection was dead."""
+    async def _guarded(self, operation: Callable[[], Awaitable[T]], *, proof: bool = True) -> T:
+        """Run one operation behind the breaker, bounded, and ask a second time when a connection was dead.
+
+        Its success is a `proof` that Redis serves, unless it only reads: a read-only Redis does that as well.
+        """
         if self.breaker.is_open and not _repairing.get():
             raise RedisAway("the breaker is open")
         try:
@@ -375,13 +381,16 @@ class Holds:
             raise
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             raise self._away(error) from error
-        self.breaker.succeeded()
+        if proof:
+            self.breaker.succeeded()
         return result
 
     def _away(self, error: BaseException) -> RedisAway:
-        self.breaker.failed()
         if _is_bug(error):
-            log.error("redis_error", error=str(error))  # Postgres answers, but a person must look
+            # One slot's keys are broken: Postgres answers for it, the others go on, but a person must look.
+            log.error("redis_error", error=str(error))
+        else:
+            self.breaker.failed()
         return RedisAway(str(error) or type(error).__name__)
 
     async def _drop_idle_connections(self) -> None:

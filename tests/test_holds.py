@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -433,8 +433,22 @@ async def test_a_failing_script_is_logged_and_leaves_the_answer_to_postgres(
 ) -> None:
     facts = await synced(direct)
     await direct.client.set(f"hf:{{{facts.resource_id}}}:{facts.id}:holds", "not a sorted set")
-    await away(direct.take(facts, uuid4(), 1, TTL))
+    for _ in range(FAILURES_TO_OPEN + 1):
+        await away(direct.take(facts, uuid4(), 1, TTL))
     assert "redis_error" in capsys.readouterr().out
+    assert not direct.breaker.is_open  # one slot's broken keys are no reason to leave Redis for all others
+    assert not isinstance(await direct.take(await synced(direct), uuid4(), 1, TTL), str)
+
+
+async def test_reads_do_not_hide_that_redis_takes_no_writes(direct: Holds) -> None:
+    facts = await synced(direct)
+    await direct.client.replicaof("127.0.0.1", "1")
+    for _ in range(FAILURES_TO_OPEN):
+        assert not direct.breaker.is_open
+        await away(direct.take(facts, uuid4(), 1, TTL))
+        with suppress(RedisAway):
+            await direct.rooms([(facts.resource_id, facts.id)])
+    assert direct.breaker.is_open
 
 
 @pytest.mark.parametrize(("policy", "evicts"), [("noeviction", False), ("allkeys-lru", True), ("volatile-ttl", True)])
