@@ -24,9 +24,7 @@ from app.engine import Engine
 from app.holds import slot_keys
 from app.settings import Settings
 from tests.redis_servers import RedisServer, running_redis
-from tests.service import OPERATOR_KEY, SECRET, Postgres, Service, postgres, serving
-
-__all__ = ["postgres"]
+from tests.service import OPERATOR_KEY, SECRET, Postgres, Service, serving
 
 CUSTOMER = Caller("customer", None)
 ADA = Customer("Ada Lovelace", "ada@example.com")

@@ -22,19 +22,7 @@ import pytest
 
 from app.cli.workers import listen, url_of
 from tests.redis_servers import RedisServer
-from tests.service import (
-    HOLDFAST,
-    OPERATOR_KEY,
-    SECRET,
-    Postgres,
-    bundled_redis_server,
-    eventually,
-    free_port,
-    postgres,
-    serving,
-)
-
-__all__ = ["bundled_redis_server", "postgres"]
+from tests.service import HOLDFAST, OPERATOR_KEY, SECRET, Postgres, eventually, free_port, serving
 
 #: Of packages that take long to import. No command needs them just to say how it is used.
 HEAVY = {"litestar", "sqlalchemy", "alembic", "uvicorn", "httpx", "redis", "psycopg", "prometheus_client", "structlog"}

@@ -33,14 +33,12 @@ from tests.service import (
     make_slot,
     make_slots,
     mirrored,
-    postgres,
     race,
     resource_of,
     serving,
     sold_places,
 )
 
-__all__ = ["postgres"]
 pytestmark = pytest.mark.anyio
 
 

@@ -1,7 +1,8 @@
 """The races again, with one protection after the other taken away: a test that cannot fail proves nothing.
 
 Layer 1 off: Redis is not there. Layer 2 off: `commit_bookings` without its row lock, and with a pause between
-deciding and writing, so that all rivals decide by the same count. Layer 3 off: the constraints dropped. Each in a scratch database.
+deciding and writing, so that all rivals decide by the same count. Layer 3 off: the constraints dropped. Each in a
+scratch database.
 """
 
 from collections.abc import Iterator
@@ -19,13 +20,11 @@ from tests.service import (
     booking_body,
     make_slot,
     make_slots,
-    postgres,
     race,
     serving,
     sold_places,
 )
 
-__all__ = ["postgres"]
 pytestmark = pytest.mark.anyio
 
 RIVALS = 10

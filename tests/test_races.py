@@ -10,25 +10,18 @@ import uuid
 
 import pytest
 
-from tests.redis_servers import RedisServer
 from tests.service import (
     CUSTOMER,
     Service,
     all_at_once,
     assert_slot_holds,
     booking_body,
-    bundled_redis_server,
     make_slot,
     make_slots,
-    postgres,
     race,
-    service,
     sold_places,
-    with_redis,
-    without_redis,
 )
 
-__all__ = ["RedisServer", "bundled_redis_server", "postgres", "service", "with_redis", "without_redis"]
 pytestmark = pytest.mark.anyio
 
 
