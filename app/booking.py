@@ -109,7 +109,7 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
         return await _first_answer(engine, claim)
     if mine and not (claim.grant and outcome.word == "mismatch"):  # a reused key is no reason to lose a hold
         await _give_back(engine, claim)
-    if mine and outcome.word in ("full", "occupied"):
+    if mine and outcome.word == "full":  # not "occupied": layer 1 does not know a person's other slots
         BACKSTOP_CONFLICTS.inc()
     raise await _refusal(engine, claim, outcome)
 

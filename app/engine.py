@@ -7,6 +7,7 @@ rows (design 8). Every process runs them; they are harmless side by side.
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 #: How often lapsed rows are looked for, and how many slots at a time.
 SWEEP_SECONDS = 1.0
 SWEEP_SLOTS = 200
+#: How often old answers are forgotten.
+FORGET_SECONDS = 3600.0
 #: Work after the reply that may be pending at once; beyond it, requests do theirs themselves.
 MAX_LATER = 2_000
 #: How long a stopping process waits for it.
@@ -121,11 +124,15 @@ async def _recover(engine: Engine) -> None:
 
 
 async def sweep(engine: Engine) -> None:
-    """Expire lapsed holds that Postgres keeps, batch after batch, and tell the mirror."""
+    """Expire lapsed holds that Postgres keeps, batch after batch, and forget old answers once an hour."""
+    forget_at = 0.0
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one database
         try:
             await sweep_once(engine)
+            if time.monotonic() > forget_at:
+                forget_at = time.monotonic() + FORGET_SECONDS
+                await engine.ledger.forget_old_answers()
         except Unavailable as error:
             log.debug("sweep_postponed", reason=error.code)
         except Exception:

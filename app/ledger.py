@@ -181,9 +181,11 @@ class Ledger:
                     continue
                 if violation.rule not in _TAKEN_BY_RULE:
                     raise
-                BACKSTOP_CONFLICTS.inc()
-                log.warning("backstop_conflict", rule=violation.rule)
-                return await self._refused_by_rule(request, _TAKEN_BY_RULE[violation.rule])
+                word = _TAKEN_BY_RULE[violation.rule]
+                if word == "full":
+                    BACKSTOP_CONFLICTS.inc()
+                    log.warning("backstop_conflict", rule=violation.rule)
+                return await self._refused_by_rule(request, word)
         raise Busy  # a rival with the same key keeps coming and going
 
     async def _commit(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
@@ -361,6 +363,14 @@ class Ledger:
             {"type": event_type, "slot": slot_id, "booking": booking_id, "count": count},
         )
         return 0 if row is None else int(row.seq)
+
+    async def forget_old_answers(self) -> None:
+        """Drop the first answers of keyed operator requests when no retry can be expected any more (README)."""
+        await self._settled_rows(
+            "WITH old AS (DELETE FROM answers WHERE created_at < now() - interval '7 days' RETURNING 1)"
+            " SELECT count(*) FROM old",
+            (),
+        )
 
     async def ping(self) -> None:
         await self._settled_rows("SELECT 1", ())
