@@ -250,6 +250,8 @@ async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
             return IdempotencyKeyReused()
         case "not_found":
             return SlotNotFound()
+        case "too_many" if claim.grant:  # the capacity was lowered under the hold: nothing is wrong with the request
+            return await _not_open(engine, claim, "booked")
         case "too_many":
             return _too_many(outcome.counts.capacity if outcome.counts else 0)
         case "resolved":
@@ -347,6 +349,8 @@ async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | N
         case "mismatch":
             raise IdempotencyKeyReused
         case "settled":
+            if key and not await engine.holds.claim_key(claim.id, f"{claim.facts.id}:{claim.quantity}"):
+                raise IdempotencyKeyReused
             return await _held_before(engine, claim)
     raise RedisAway("the mirror does not keep this slot")
 

@@ -81,8 +81,6 @@ class VenueNotFound(NotFound):
 
 
 class ResourceNotFound(NotFound):
-    title = "Resource not found"
-
     def __init__(self) -> None:
         super().__init__("Resource not found")
 

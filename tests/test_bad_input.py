@@ -71,9 +71,12 @@ PERSON = json.dumps(CUSTOMER)
         ('{"slot_id":"SLOT","customer":{"name":"A","email":"a@b.de","admin":true}}', "customer.admin"),
         (f'{{"slot_id":"SLOT","hold_token":"{CANARY}","customer":{PERSON}}}', "slot_id"),
         (f'{{"quantity":1,"hold_token":"{CANARY}","customer":{PERSON}}}', "quantity"),
+        (f'{{"customer":{PERSON}}}', "slot_id"),
+        ('{"slot_id":"SLOT","customer":{"name":"A"}}', "customer.email"),
+        ('{"slot_id":"SLOT"}', "customer"),
     ],
 )
-def test_an_unknown_field_is_named(everyone: httpx.Client, slot_id: str, raw: str, field: str) -> None:
+def test_a_field_that_is_unknown_or_missing_is_named(everyone: httpx.Client, slot_id: str, raw: str, field: str) -> None:
     assert refused(book(everyone, slot_id, raw))["errors"][0]["field"] == field
 
 
@@ -240,7 +243,9 @@ def test_an_odd_id_reaches_no_store(everyone: httpx.Client, operator: httpx.Clie
         (operator, "PATCH", "/v1/slots/{}"),
     ):
         body = {"json": {}} if method == "PATCH" else {}
-        refused(client.request(method, path.format(odd), **body))
+        # A thing whose id is no id is not there, like one that was never made.
+        thing = path.split("/")[2].removesuffix("s")
+        refused(client.request(method, path.format(odd), **body), 404, f"{thing}_not_found")
     for name in ("slot_id", "resource_id", "service_id"):
         refused(everyone.get(f"/v1/slots?{name}={odd}"))
     for path in ("/v1/holds", "/v1/bookings", "/v1/events"):

@@ -17,7 +17,7 @@ from app import booking
 from app.booking import BookingRequest, Caller
 from app.cli import cli, home, stores, watch
 from app.cli.failing import guarded
-from app.cli.home import Run, published
+from app.cli.home import Run, find_api, published
 from app.cli.seed import seed
 from app.domain import Customer
 from app.engine import Engine
@@ -143,7 +143,9 @@ def test_holds_are_listed_with_their_slot_and_what_is_left_of_them(shop, holdfas
     [held] = answer.json["data"]
     assert held["id"] == str(hold_id)
     assert (held["venue"], held["resource"], held["quantity"], held["store"]) == ("shop", "Tour", 2, "redis")
-    assert 290 < held["ttl_seconds"] <= 300
+    assert held["ttl_seconds"] in range(290, 300)  # whole seconds, rounded down
+    assert isinstance(held["ttl_seconds"], int)
+    assert answer.json["next_cursor"] is None
     for narrowed in (("--venue", "shop"), ("--slot", shop.slot_id)):
         assert str(hold_id) in holdfast("holds", "list", *narrowed).out
     assert holdfast("holds", "list", "--venue", "elsewhere", "--json").json["data"] == []
@@ -160,6 +162,24 @@ def test_a_hold_is_shown_extended_and_released(shop, holdfast):
     assert (released.code, released.out.startswith("Released 2 places of Tour")) == (0, True)
     assert holdfast("holds", "show", hold_id).code == 3
     assert holdfast("holds", "release", hold_id, "--yes").code == 3
+
+
+def test_a_released_hold_is_told_to_programs_as_it_was(shop, holdfast):
+    hold_id = shop.hold(2)
+    told = holdfast("holds", "release", hold_id, "--yes", "--json").json
+    assert (told["id"], told["quantity"], told["status"]) == (str(hold_id), 2, "released")
+    again = holdfast("holds", "release", hold_id, "--yes", "--json")
+    assert (again.code, again.out) == (3, "")
+
+
+def test_the_seconds_left_of_a_hold_are_never_negative():
+    now = datetime.now(UTC)
+    slot = Slot(
+        uuid4(), "shop", uuid4(), "Tour", None, None, now, now, "UTC", 1, 1, True, None, None
+    )
+    for left, told in ((1.999, 1), (0.5, 0), (-0.5, 0)):
+        hold = Hold(uuid4(), slot.id, 1, now + timedelta(seconds=left), now)
+        assert describe(hold, slot)["ttl_seconds"] == told
 
 
 def test_a_hold_is_not_released_without_being_asked(shop, holdfast):
@@ -216,6 +236,11 @@ def test_watch_without_a_terminal_tells_each_change_as_a_line(shop, holdfast):
     assert f"held     {hold_id} 2 of Tour" in line
     [change] = holdfast("holds", "watch", "--jsonl", "--for", 0.3).lines
     assert (change["change"], change["hold"]["id"]) == ("held", str(hold_id))
+
+
+def test_a_watch_is_no_single_object(holdfast):
+    answer = holdfast("holds", "watch", "--json")
+    assert (answer.code, answer.out, "--jsonl" in answer.err) == (2, "", True)
 
 
 def test_watch_tells_how_a_hold_ended(shop, holdfast, monkeypatch):
@@ -283,6 +308,20 @@ def test_a_booking_is_listed_shown_and_cancelled_once(shop, holdfast):
     assert holdfast("bookings", "show", uuid4()).code == 3
 
 
+def test_a_list_that_was_cut_goes_on_at_its_cursor(shop, holdfast):
+    wanted = ("slots", "create", "--venue", "shop", "--resource", "Tour", "--starts-at")
+    holdfast(*wanted, f"{TOMORROW + timedelta(days=1):%Y-%m-%dT%H:%MZ}")
+    shop.book()
+    shop.book()
+    for command in ("slots", "bookings"):
+        whole = holdfast(command, "list", "--json").json
+        assert (len(whole["data"]), whole["next_cursor"]) == (2, None)
+        cut = holdfast(command, "list", "--limit", 1, "--json").json
+        rest = holdfast(command, "list", "--limit", 1, "--cursor", cut["next_cursor"], "--json").json
+        assert (cut["data"] + rest["data"], rest["next_cursor"]) == (whole["data"], None)
+        assert holdfast(command, "list", "--cursor", "nonsense").code == 2
+
+
 def test_the_tail_of_the_log_goes_on_where_it_was_left(shop, holdfast):
     booking_id = shop.book()
     shop.book()
@@ -295,6 +334,18 @@ def test_the_tail_of_the_log_goes_on_where_it_was_left(shop, holdfast):
     of_one = holdfast("events", "tail", "--booking", booking_id, "--follow", "--for", 0.2, "--jsonl").lines
     assert [event["type"] for event in of_one] == ["booking.confirmed", "booking.cancelled"]
     assert "booking.cancelled by operator" in holdfast("events", "tail", "--type", "booking.cancelled").out
+
+
+def test_the_tail_of_the_log_is_one_object_too(shop, holdfast):
+    shop.book()
+    shop.book()
+    lines = holdfast("events", "tail", "--jsonl").lines
+    last = str(lines[1]["seq"])
+    assert holdfast("events", "tail", "--json").json == {"data": lines, "next_cursor": last}
+    assert holdfast("events", "tail", "--after", last, "--json").json == {"data": [], "next_cursor": None}
+    for stream in ("--follow", "--jsonl"):
+        answer = holdfast("events", "tail", "--json", stream)
+        assert (answer.code, answer.out, "say --jsonl" in answer.err) == (2, "", True)
 
 
 # -- reconcile and doctor ---------------------------------------------------------------------------------------------
@@ -476,13 +527,46 @@ def test_a_race_for_several_places_and_one_that_fails(service, holdfast):
     text = holdfast("race", *to, "--requests", 10, "--capacity", 4).out
     assert "4, expected 4" in text
     slot_id = holdfast("race", *to, "--requests", 2, "--capacity", 4, "--json").json["data"][0]["slot_id"]
-    # Two places are left: whoever expects three winners must be told.
+    # Two places are left: whoever expects three winners must be told, as must whoever expects but one.
     failed = holdfast("race", *to, "--slot", slot_id, "--requests", 5, "--capacity", 3, "--json")
     assert (failed.code, failed.json["passed"], failed.json["data"][0]["successful"]) == (1, False, 2)
+    slot_id = holdfast("race", *to, "--requests", 2, "--capacity", 4, "--json").json["data"][0]["slot_id"]
+    assert holdfast("race", *to, "--slot", slot_id, "--requests", 5).code == 1
+
+
+def test_a_race_of_fewer_buyers_than_winners_is_failed(service, holdfast):
+    to = ("--url", service.url, "--operator-key", OPERATOR_KEY)
+    answer = holdfast("race", *to, "--requests", 3, "--capacity", 5, "--json")
+    [one] = answer.json["data"]
+    assert (answer.code, one["successful"], one["expected"], one["errors"]) == (1, 3, 5, 0)
+
+
+def test_a_demo_has_every_name_of_this_machine(service, holdfast, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    monkeypatch.delenv("HOLDFAST_OPERATOR_KEY", raising=False)
+    port = service.url.rpartition(":")[2]
+    with published(tmp_path, Run("redis://-", "postgresql://-", service.url, OPERATOR_KEY, os.getpid())):
+        monkeypatch.setenv("API_URL", f"http://localhost:{port}")
+        assert holdfast("race").code == 0
+        for host in ("localhost", "127.0.0.1", "[::1]"):
+            assert find_api(f"http://{host}:{port}/", None).operator_key == OPERATOR_KEY
+        # To nobody else, though: neither to another port nor to another machine.
+        for url in ("http://localhost:1", f"http://example.com:{port}", f"https://localhost:{port}"):
+            assert find_api(url, None).operator_key is None
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost:many", "http://[::1", "http://"])
+def test_a_race_against_what_is_no_address(holdfast, url):
+    answer = holdfast("race", "--url", url, "--operator-key", OPERATOR_KEY)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("API_URL")
 
 
 def test_a_race_against_nobody_or_without_the_key(service, holdfast):
-    assert holdfast("race", "--url", "http://127.0.0.1:1", "--operator-key", OPERATOR_KEY).code == 1
+    away = holdfast("race", "--url", "http://127.0.0.1:1", "--operator-key", OPERATOR_KEY)
+    assert (away.code, away.out, away.err.count("\n")) == (5, "", 1)
+    unknown = holdfast("race", "--url", service.url, "--slot", uuid4())
+    assert (unknown.code, "slot_not_found" in unknown.err) == (3, True)
     answer = holdfast("race", "--url", service.url, "--operator-key", "wrong" * 8)
     assert (answer.code, "401" in answer.err) == (1, True)
 

@@ -71,7 +71,8 @@ async def ready(request: ApiRequest) -> Response[Any]:
 async def metrics(request: ApiRequest) -> Response[bytes]:
     """Expose the metrics of all worker processes."""
     body, media_type = telemetry.exposition()
-    return Response(body, media_type=media_type, headers=SAFE_HEADERS)
+    # As a header: to a media type of text Litestar would add a second charset.
+    return Response(body, headers={**SAFE_HEADERS, "Content-Type": media_type})
 
 
 ROUTES: list[HTTPRouteHandler] = [alive, ready, metrics]

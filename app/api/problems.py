@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException, NotFoundException, ValidationExce
 from litestar.params import FromPath
 
 from app.api import wire
-from app.errors import InvalidRequest, Problem
+from app.errors import BookingNotFound, HoldNotFound, InvalidRequest, Problem, SlotNotFound
 from app.telemetry import request_id
 
 log = structlog.get_logger()
@@ -36,6 +36,9 @@ _DETAILS = {
 }
 
 
+_THINGS = {"slot_id": SlotNotFound, "hold_id": HoldNotFound, "booking_id": BookingNotFound}
+
+
 def render(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
     """Render one of ours, with the members of its type."""
     fields = {name: _shown(name, value) for name, value in problem.fields.items()}
@@ -43,9 +46,14 @@ def render(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
 
 
 def render_validation(request: Request[Any, Any, Any], error: ValidationException) -> Response[bytes]:
-    """Render what Litestar found wrong with a path or a header: only its name, for the sentence may quote the input."""
+    """Render what Litestar found wrong with a path or a header: only its name, for the sentence may quote the input.
+
+    A thing whose id is no id is a thing that is not there.
+    """
     first = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
     name = first.get("key", "") if isinstance(first, dict) else ""
+    if name in _THINGS:
+        return render(request, _THINGS[name]())
     return render(request, InvalidRequest(str(name)[:64], "Not a valid value"))
 
 

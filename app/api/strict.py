@@ -35,7 +35,11 @@ MAX_INTEGER = 2**63 - 1
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _AT = re.compile(r"^(.*?) - at `\$\.?(.*)`$", re.DOTALL)
+_MISSING_FIELD = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
+#: How our own checks in wire.py begin.
+_NAMED_FIELD = re.compile(r"^([a-z_]+) must ")
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
+_INSTANT_WITHOUT_PLUS = re.compile(r"[0-9-]{10}T[0-9:.]+ [0-9]{2}:[0-9]{2}")
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -212,9 +216,10 @@ def _invalid(told: str) -> InvalidRequest:
     """Turn msgspec's sentence into field and message."""
     match = _AT.match(told)
     message, path = (match[1], match[2]) if match else (told, "")
-    if unknown := _UNKNOWN_FIELD.match(message):
-        field = unknown[1][:64]
-        return InvalidRequest(f"{path}.{field}" if path else field, "Unknown field")
+    for pattern, meaning in ((_UNKNOWN_FIELD, "Unknown field"), (_MISSING_FIELD, "Missing"), (_NAMED_FIELD, message)):
+        if found := pattern.match(message):
+            field = found[1][:64]
+            return InvalidRequest(f"{path}.{field}" if path else field, meaning)
     if message.startswith("Invalid enum value"):
         message = "Not one of the values allowed here"  # msgspec would repeat what was sent
     return InvalidRequest(path, message)
@@ -226,6 +231,8 @@ def _invalid(told: str) -> InvalidRequest:
 def query(request: ApiRequest, struct: type[Asked]) -> Asked:
     """Read the query string into a Struct: no unknown names, no name twice, and numbers in plain digits.
 
+    A space in an instant was the plus of its offset: in a query string it means one.
+
     Raises:
         InvalidRequest
     """
@@ -236,6 +243,8 @@ def query(request: ApiRequest, struct: type[Asked]) -> Asked:
             raise InvalidRequest(name[:64], "Given twice")
         if "\0" in text:
             raise InvalidRequest(name[:64], "NUL is not text")
+        if _INSTANT_WITHOUT_PLUS.fullmatch(text):
+            text = text.replace(" ", "+")  # noqa: PLW2901 the same text as it was meant
         given[name] = int(text) if name in integers and _WHOLE_NUMBER.fullmatch(text) else text
     try:
         return msgspec.convert(given, struct, strict=True)

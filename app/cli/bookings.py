@@ -7,6 +7,7 @@ from uuid import UUID
 import rich_click as click
 
 from app.cli.holds import confirm
+from app.cli.paging import next_cursor, position
 from app.cli.show import emit, facts, local, local_short, out, print_table, say
 from app.cli.slots import INSTANT, aware
 from app.domain import BookingStatus
@@ -31,6 +32,7 @@ def bookings() -> None:
 @click.option("--from", "starts_from", type=INSTANT, metavar="TIME", help="Of slots that start then or later.")
 @click.option("--to", "starts_before", type=INSTANT, metavar="TIME", help="Of slots that start before.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--cursor", metavar="CURSOR", help="Go on: the next_cursor of the page before.")
 @click.option("--json", "as_json", is_flag=True, help="One object for programs.")
 def list_command(
     *,
@@ -40,6 +42,7 @@ def list_command(
     starts_from: datetime | None,
     starts_before: datetime | None,
     limit: int,
+    cursor: str | None,
     as_json: bool,
 ) -> None:
     """List bookings in the order in which they were made."""
@@ -54,8 +57,10 @@ def list_command(
         starts_before=aware(starts_before),
     )
 
+    after = position(cursor)
+
     async def read(engine: "Engine", catalogue: "Catalogue") -> list[Shown]:
-        found = await catalogue.bookings(which, None, limit + 1)
+        found = await catalogue.bookings(which, after, limit + 1)
         slots = {slot.id: slot for slot in await engine.ledger.slots(sorted({b.slot_id for b in found}))}
         return [(booking, slots[booking.slot_id]) for booking in found]
 
@@ -63,7 +68,9 @@ def list_command(
     if len(found) > limit:
         say(f"There are more than {limit}: narrow it down, or raise --limit")
     if as_json:
-        emit({"data": [describe(*shown) for shown in found[:limit]], "more": len(found) > limit})
+        shown = found[:limit]
+        last = (shown[-1][0].created_at, shown[-1][0].id) if len(found) > limit else None
+        emit({"data": [describe(*one) for one in shown], "next_cursor": next_cursor(last)})
         return
     rows = [
         (f"{booking.id}\n{_name(booking)}", _short(slot), str(booking.quantity), booking.status)

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 import rich_click as click
 
+from app.cli.failing import USAGE, Failed
 from app.cli.show import emit
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def events() -> None:
 @click.option(
     "--for", "seconds", type=click.FloatRange(0.1), metavar="SECONDS", help="With --follow: stop after this long."
 )
+@click.option("--json", "as_json", is_flag=True, help="One object for programs; its next_cursor is the next --after.")
 @click.option("--jsonl", is_flag=True, help="One object per event, for programs.")
 def tail(
     *,
@@ -49,6 +51,7 @@ def tail(
     after: int | None,
     count: int,
     seconds: float | None,
+    as_json: bool,
     jsonl: bool,
 ) -> None:
     """Tell the last events, in the order in which they became visible, without gaps.
@@ -58,24 +61,32 @@ def tail(
     from app.catalogue import EventFilter
     from app.cli.stores import with_catalogue
 
+    if as_json and (follow or jsonl):
+        raise Failed("--json is one object, told at the end: with --follow say --jsonl instead", USAGE)
     which = EventFilter(type=type_, slot_id=slot_id, booking_id=booking_id)
     until = time.monotonic() + (seconds if seconds is not None else float("inf"))
 
     async def read(engine: "Engine", catalogue: "Catalogue") -> None:
+        told: list[Event] = []
         seen = after
         if seen is None:
             seen = await engine.ledger.event_before_last(count, type_, slot_id, booking_id)
         while True:
             page = await catalogue.feed(which, seen, PAGE)
             for event in page:
-                _tell(event, jsonl)
+                if as_json:
+                    told.append(event)
+                else:
+                    _tell(event, jsonl)
                 seen = event.seq
             if len(page) == PAGE:
                 continue
             left = until - time.monotonic()
             if not follow or left <= 0:
-                return
+                break
             await asyncio.sleep(min(FOLLOW_SECONDS, left))
+        if as_json:
+            emit({"data": told, "next_cursor": str(told[-1].seq) if told else None})
 
     with_catalogue(read)
 

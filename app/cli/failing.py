@@ -69,7 +69,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if _is(error, "psycopg", "OperationalError") or _is(error, "sqlalchemy.exc", "OperationalError"):
         return UNREACHABLE, f"Postgres cannot be reached: {_first_line(getattr(error, 'orig', error))}"
     if _is(error, "httpx", "HTTPError"):
-        return FAILED, f"The service cannot be reached: {_first_line(error) or type(error).__name__}"
+        return UNREACHABLE, f"The service cannot be reached: {_first_line(error) or type(error).__name__}"
     return FAILED, f"A bug: {type(error).__name__}: {_first_line(error)} (HOLDFAST_TRACEBACK=1 shows where)"
 
 

@@ -1,7 +1,7 @@
 """`holdfast holds`: who holds what, why a slot is full, and the operator's hand on a hold."""
 
 import sys
-from datetime import datetime
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -33,7 +33,7 @@ def list_command(venue: str | None, slot_id: UUID | None, as_json: bool) -> None
     async def read(engine: "Engine") -> None:
         shown = await read_holds(engine, venue, slot_id)
         if as_json:
-            emit({"data": [describe(*one) for one in shown]})
+            emit({"data": [describe(*one) for one in shown], "next_cursor": None})
         else:
             rows = [_row(hold, slot) for hold, slot in shown]
             print_table(("#Hold", "Slot", ">Places", ">Ends in", "Store"), rows, empty="No live holds")
@@ -83,11 +83,14 @@ def why(slot_id: UUID, as_json: bool) -> None:
 @click.option("--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds.")
 @click.option("--for", "seconds", type=click.FloatRange(0.1), metavar="SECONDS", help="Stop after this long.")
 @click.option("--jsonl", is_flag=True, help="One object per change, for programs.")
-def watch(venue: str | None, interval: float, seconds: float | None, jsonl: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, hidden=True)
+def watch(*, venue: str | None, interval: float, seconds: float | None, jsonl: bool, as_json: bool) -> None:
     """Watch holds come and go: a live table on a terminal, else one line per change."""
     from app.cli.stores import with_engine
     from app.cli.watch import follow, live
 
+    if as_json:  # which all other commands have: whoever tries it here is told what there is
+        raise Failed("A watch is no single object: say --jsonl for one object per change", USAGE)
     if jsonl or not sys.stdout.isatty():
         with_engine(lambda engine: follow(engine, venue, interval, seconds, jsonl=jsonl))
     else:
@@ -114,7 +117,8 @@ def extend(hold_id: UUID, seconds: int, as_json: bool) -> None:
 @holds.command()
 @click.argument("hold_id", type=click.UUID, metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def release(hold_id: UUID, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One object for programs: the hold as it was.")
+def release(hold_id: UUID, yes: bool, as_json: bool) -> None:
     """Take a hold away from whoever has it. What became a booking is not touched."""
     from app.booking import operator_release_hold
     from app.cli.stores import operator, with_engine
@@ -123,7 +127,10 @@ def release(hold_id: UUID, yes: bool) -> None:
         hold, slot = await find_hold(engine, hold_id)
         confirm(f"Release {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}?", yes)
         await operator_release_hold(engine, hold_id, caller=operator())
-        print(f"Released {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}")
+        if as_json:
+            emit({**describe(hold, slot), "status": "released"})
+        else:
+            print(f"Released {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}")
 
     with_engine(change)
 
@@ -181,14 +188,10 @@ def describe(hold: "Hold", slot: "Slot") -> dict[str, Any]:
         "quantity": hold.quantity,
         "since": hold.since,
         "expires_at": hold.expires_at,
-        "ttl_seconds": left_seconds(hold, hold.now),
+        "ttl_seconds": max(0, (hold.expires_at - hold.now) // timedelta(seconds=1)),
         "store": store_of(hold),
         "degraded": hold.degraded,
     }
-
-
-def left_seconds(hold: "Hold", now: datetime) -> float:
-    return max(0.0, round((hold.expires_at - now).total_seconds(), 3))
 
 
 def store_of(hold: "Hold") -> str:

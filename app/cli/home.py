@@ -8,10 +8,14 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
 from app.settings import MIN_OPERATOR_KEY_LENGTH, MIN_SECRET_LENGTH, Settings, SettingsError, from_env
+
+#: People type one for another, and a demo tells only one of them.
+THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -125,11 +129,28 @@ def _urls(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
 
 
 def find_api(url: str | None, operator_key: str | None, environ: Mapping[str, str] = os.environ) -> Api:
-    """Find the service and the operator's key. The key of a demo goes to that demo only."""
+    """Find the service and the operator's key. The key of a demo goes to that demo's port only.
+
+    Raises:
+        SettingsError: the URL is none.
+    """
     run = read_run(home_dir())
     default = run.api_url if run else f"http://127.0.0.1:{environ.get('HOLDFAST_PORT') or 8000}"
     url = (url or environ.get("API_URL") or default).rstrip("/")
     key = operator_key or environ.get("HOLDFAST_OPERATOR_KEY")
-    if not key and run and run.api_url == url:
+    place = _place(url)
+    if not key and run and _place(run.api_url) == place:
         key = run.operator_key
     return Api(url, key)
+
+
+def _place(url: str) -> tuple[str, str, int | None, str]:
+    """Tell what of a URL decides which service answers."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # of a port that is no number, and of half a bracket
+        host = port = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise SettingsError(f"API_URL (--url) must be like http://127.0.0.1:8000, not {url!r}")
+    return parts.scheme, "localhost" if host in THIS_MACHINE else host, port, parts.path

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import rich_click as click
 
-from app.cli.failing import DONE, FAILED, USAGE, Failed
+from app.cli.failing import DONE, FAILED, NOT_FOUND, USAGE, Failed
 from app.cli.home import Api, find_api
 from app.cli.show import emit, facts, out
 
@@ -50,7 +50,10 @@ class Round(msgspec.Struct, frozen=True):
     "--requests", type=click.IntRange(1, MAX_REQUESTS), metavar="N", help="[env: CONCURRENT_REQUESTS; default 10]"
 )
 @click.option("--iterations", type=click.IntRange(1, 1000), metavar="N", help="[env: TEST_ITERATIONS; default 1]")
-@click.option("--capacity", type=click.IntRange(1, 100_000), metavar="N", help="Places to race for.  [default: 1]")
+@click.option(
+    "--capacity", type=click.IntRange(1, 100_000), metavar="N", default=1, show_default=True,
+    help="How many must succeed: the places of an own slot.",
+)
 @click.option(
     "--slot", "slot_id", type=click.UUID, metavar="ID", help="Race for this slot's places, not for an own slot."
 )
@@ -63,14 +66,15 @@ def race(
     url: str | None,
     requests: int | None,
     iterations: int | None,
-    capacity: int | None,
+    capacity: int,
     slot_id: UUID | None,
     operator_key: str | None,
     as_json: bool,
 ) -> None:
     """Let many buyers ask for the same places at one instant.
 
-    Exits 1 unless exactly as many succeed as there are places, all others get a 409, and the slot's count agrees.
+    Exits 1 unless exactly --capacity of them succeed, all others get a 409, and the slot's count agrees. Fewer
+    requests than that cannot pass.
     """
     api = find_api(url, operator_key)
     if not api.operator_key and slot_id is None:
@@ -97,7 +101,7 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
-async def _race(api: Api, buyers: int, iterations: int, capacity: int | None, slot_id: UUID | None) -> list[Round]:
+async def _race(api: Api, buyers: int, iterations: int, capacity: int, slot_id: UUID | None) -> list[Round]:
     import httpx
 
     # A connection for each buyer, kept from the warming-up until the shot.
@@ -107,7 +111,7 @@ async def _race(api: Api, buyers: int, iterations: int, capacity: int | None, sl
         track = {} if slot_id else await _make_track(client, key)
         rounds = []
         for iteration in range(1, iterations + 1):
-            raced = slot_id or await _make_slot(client, key, track, capacity or 1, iteration)
+            raced = slot_id or await _make_slot(client, key, track, capacity, iteration)
             rounds.append(await _run(client, iteration, raced, buyers, capacity))
         return rounds
 
@@ -136,9 +140,8 @@ async def _post(client: "httpx.AsyncClient", key: str, path: str, body: dict[str
     return answer
 
 
-async def _run(client: "httpx.AsyncClient", iteration: int, slot_id: UUID, buyers: int, capacity: int | None) -> Round:
+async def _run(client: "httpx.AsyncClient", iteration: int, slot_id: UUID, buyers: int, expected: int) -> Round:
     before = await _read_slot(client, slot_id)
-    expected = min(buyers, before["available"] if capacity is None else capacity)
     # Every buyer opens a connection first: the race is about places, not about handshakes.
     await asyncio.gather(*(client.get("/livez") for _ in range(buyers)))
     gate = asyncio.Event()
@@ -175,7 +178,8 @@ async def _buy(client: "httpx.AsyncClient", gate: asyncio.Event, slot_id: UUID, 
 async def _read_slot(client: "httpx.AsyncClient", slot_id: UUID) -> dict[str, Any]:
     response = await client.get(f"/v1/slots/{slot_id}")
     if response.status_code != 200:
-        raise Failed(f"GET /v1/slots/{slot_id} answered {response.status_code}: {response.text[:200]}")
+        code = NOT_FOUND if response.status_code == 404 else FAILED
+        raise Failed(f"GET /v1/slots/{slot_id} answered {response.status_code}: {response.text[:200]}", code)
     answer: dict[str, Any] = response.json()
     return answer
 

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import rich_click as click
 
 from app.cli.failing import NOT_FOUND, Failed
+from app.cli.paging import next_cursor, position
 from app.cli.show import emit, facts, local, local_short, out, print_table, say
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def slots() -> None:
 @click.option("--from", "starts_from", type=INSTANT, metavar="TIME", help="Default: now.")
 @click.option("--to", "starts_before", type=INSTANT, metavar="TIME", help="Only those that start before.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--cursor", metavar="CURSOR", help="Go on: the next_cursor of the page before.")
 @click.option("--json", "as_json", is_flag=True, help="One object for programs.")
 def list_command(
     *,
@@ -38,6 +40,7 @@ def list_command(
     starts_from: datetime | None,
     starts_before: datetime | None,
     limit: int,
+    cursor: str | None,
     as_json: bool,
 ) -> None:
     """List slots in the order of their start."""
@@ -51,14 +54,17 @@ def list_command(
         starts_before=aware(starts_before),
     )
 
+    after = position(cursor)
+
     async def read(engine: "Engine", catalogue: "Catalogue") -> list[dict[str, Any]]:
-        return await _described(engine, await catalogue.slots(which, None, limit + 1))
+        return await _described(engine, await catalogue.slots(which, after, limit + 1))
 
     found = with_catalogue(read)
     if len(found) > limit:
         say(f"There are more than {limit}: narrow it down, or raise --limit")
     if as_json:
-        emit({"data": found[:limit], "more": len(found) > limit})
+        last = (found[limit - 1]["starts_at"], found[limit - 1]["id"]) if len(found) > limit else None
+        emit({"data": found[:limit], "next_cursor": next_cursor(last)})
         return
     rows = [
         (str(slot["id"]), _what(slot), f"{slot['available']}/{slot['capacity']}", str(slot["held"]), slot["status"])

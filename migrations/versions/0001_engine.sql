@@ -493,7 +493,7 @@ END $$;
 -- Cancel once and give the places back. `word`: cancelled (now), already (before; the same answer again), begun (too
 -- late for a customer), expired, not_found; `only_held` ends a hold and leaves what became of it alone: resolved.
 CREATE FUNCTION cancel_booking(this_booking uuid, only_held boolean, by_actor text, by_request text)
-RETURNS TABLE (word text, slot_id uuid, resource_id uuid, capacity integer, available_count integer, version bigint,
+RETURNS TABLE (word text, cancelled_at timestamptz, slot_id uuid, resource_id uuid, capacity integer, available_count integer, version bigint,
                is_open boolean, starts_at timestamptz, ends_at timestamptz)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -520,7 +520,7 @@ BEGIN
             by_request, booking.venue_id, this_slot, this_booking, jsonb_build_object('quantity', booking.quantity));
     END IF;
     RETURN QUERY
-        SELECT word, s.id, s.resource_id, s.capacity, s.available_count, s.version, s.status = 'open', s.starts_at,
+        SELECT word, (SELECT b.cancelled_at FROM bookings AS b WHERE b.id = this_booking), s.id, s.resource_id, s.capacity, s.available_count, s.version, s.status = 'open', s.starts_at,
             s.ends_at
         FROM (SELECT) AS always LEFT JOIN slots AS s ON s.id = this_slot;
 END $$;
