@@ -17,9 +17,10 @@ from app import booking
 from app.booking import BookingRequest, Caller
 from app.cli import cli, home, stores, watch
 from app.cli.failing import guarded
+from app.cli.holds import describe
 from app.cli.home import Run, find_api, published
 from app.cli.seed import seed
-from app.domain import Customer
+from app.domain import Customer, Hold
 from app.engine import Engine
 from app.holds import slot_keys
 from app.settings import Settings
@@ -172,13 +173,11 @@ def test_a_released_hold_is_told_to_programs_as_it_was(shop, holdfast):
     assert (again.code, again.out) == (3, "")
 
 
-def test_the_seconds_left_of_a_hold_are_never_negative():
+def test_the_seconds_left_of_a_hold_are_whole_and_never_negative(shop):
+    [slot] = shop.run(lambda engine: engine.ledger.slots([shop.slot_id]))
     now = datetime.now(UTC)
-    slot = Slot(
-        uuid4(), "shop", uuid4(), "Tour", None, None, now, now, "UTC", 1, 1, True, None, None
-    )
     for left, told in ((1.999, 1), (0.5, 0), (-0.5, 0)):
-        hold = Hold(uuid4(), slot.id, 1, now + timedelta(seconds=left), now)
+        hold = Hold(uuid4(), slot.id, 1, now, now + timedelta(seconds=left), now, degraded=False)
         assert describe(hold, slot)["ttl_seconds"] == told
 
 

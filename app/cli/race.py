@@ -51,7 +51,11 @@ class Round(msgspec.Struct, frozen=True):
 )
 @click.option("--iterations", type=click.IntRange(1, 1000), metavar="N", help="[env: TEST_ITERATIONS; default 1]")
 @click.option(
-    "--capacity", type=click.IntRange(1, 100_000), metavar="N", default=1, show_default=True,
+    "--capacity",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    default=1,
+    show_default=True,
     help="How many must succeed: the places of an own slot.",
 )
 @click.option(
