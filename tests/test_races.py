@@ -88,6 +88,11 @@ async def test_s2_2_the_updated_count_is_returned(service: Service):
         assert sorted(answer.json()["available_count"] for answer in answers) == list(range(10))
 
 
+@pytest.mark.parametrize("capacity", [1, 30])
+async def test_three_hundred_at_one_instant(service: Service, capacity: int):
+    await assert_race(service, capacity, [1] * 300, winners=capacity)
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_parties_of_all_sizes_fill_slots_of_all_sizes(service: Service, seed: int):
     dice = random.Random(seed)
