@@ -42,6 +42,8 @@ POOL_MAX_WAITING = 1_000
 POOL_MAX_SIZE = 8
 #: Deadlocks and serialization failures are tried again, a little apart.
 MAX_TRIES = 3
+#: Old answers deleted by one statement.
+FORGET_BATCH = 1_000
 
 Word = Literal[
     "booked",
@@ -72,6 +74,13 @@ _SLOT_WITH_NAMES = (
     " n.one_at_a_time AND EXISTS (SELECT FROM occupied AS o WHERE o.slot_id <> n.id AND"
     "   int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
     "   AND o.during && tstzrange(n.starts_at, n.ends_at)) AS blocked"
+)
+
+_FORGET_ANSWERS = (
+    "WITH old AS (DELETE FROM answers WHERE (scope, idempotency_key) IN ("
+    "  SELECT scope, idempotency_key FROM answers WHERE created_at < now() - interval '7 days'"
+    "  ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING 1)"
+    " SELECT count(*) FROM old"
 )
 
 
@@ -205,11 +214,11 @@ class Ledger:
             raise DatabaseUnavailable(effect_none=False) from error
 
     async def _refused_by_rule(self, request: CommitRequest, word: Word) -> Outcome:
-        row = await self._row(
-            "SELECT clock_timestamp() AS at, available_count FROM slots WHERE id = %s", (request.slot_id,)
+        [row] = await self._settled_rows(
+            "SELECT *, id AS slot_id, status = 'open' AS is_open, clock_timestamp() AS at FROM slots WHERE id = %s",
+            (request.slot_id,),
         )
-        counts = await self.counts([request.slot_id])
-        return Outcome(word, row.at, row.available_count, None, None, None, counts[0])
+        return Outcome(word, row.at, row.available_count, None, None, None, _counts(row))
 
     async def cancel(
         self, booking_id: UUID, actor: str, request_id: str | None, *, only_held: bool = False
@@ -366,11 +375,10 @@ class Ledger:
 
     async def forget_old_answers(self) -> None:
         """Drop the first answers of keyed operator requests when no retry can be expected any more (README)."""
-        await self._settled_rows(
-            "WITH old AS (DELETE FROM answers WHERE created_at < now() - interval '7 days' RETURNING 1)"
-            " SELECT count(*) FROM old",
-            (),
-        )
+        # In pieces that a statement's time is enough for; other processes, which do the same, take other pieces.
+        forgotten = FORGET_BATCH
+        while forgotten == FORGET_BATCH:
+            [(forgotten,)] = await self._settled_rows(_FORGET_ANSWERS, (FORGET_BATCH,))
 
     async def ping(self) -> None:
         await self._settled_rows("SELECT 1", ())

@@ -181,6 +181,7 @@ bookings = sa.Table(
     ),
     sa.Index("bookings_by_slot", "slot_id", "created_at"),
     sa.Index("bookings_by_venue", "venue_id", "created_at", "id"),
+    sa.Index("bookings_by_time", "created_at", "id"),
     sa.Index("bookings_by_deadline", "expires_at", postgresql_where=sa.text(_UNRESOLVED)),
     sa.Index("bookings_unresolved_by_slot", "slot_id", "expires_at", postgresql_where=sa.text(_UNRESOLVED)),
 )
@@ -219,6 +220,7 @@ events = sa.Table(
     sa.CheckConstraint("actor IN ('customer', 'operator', 'system')", name="events_actor_known"),
     sa.CheckConstraint("jsonb_typeof(data) = 'object'", name="events_data_object"),
     sa.Index("events_in_commit_order", "xid", "seq"),
+    sa.Index("events_by_type", "type", "seq"),
     sa.Index("events_by_slot", "slot_id", "seq", postgresql_where=sa.text("slot_id IS NOT NULL")),
     sa.Index("events_by_booking", "booking_id", "seq", postgresql_where=sa.text("booking_id IS NOT NULL")),
     sa.Index("events_by_time", "at"),
@@ -235,6 +237,7 @@ answers = sa.Table(
     _at("created_at", default=True),
     sa.PrimaryKeyConstraint("scope", "idempotency_key", name="answers_pkey"),
     sa.CheckConstraint("status BETWEEN 200 AND 299", name="answers_are_successes"),
+    sa.Index("answers_by_time", "created_at"),
 )
 
 abandoned_attempts = sa.Table(

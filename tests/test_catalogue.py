@@ -12,10 +12,11 @@ from uuid import UUID, uuid4
 import msgspec
 import psycopg
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from app import catalogue as catalogue_module
-from app.catalogue import Catalogue, EventFilter, Keyed, NewResource, NewSlot, NewVenue, SlotFilter
+from app.catalogue import BookingFilter, Catalogue, EventFilter, Keyed, NewResource, NewSlot, NewVenue, SlotFilter
 from app.domain import Slot
 from app.errors import Busy, Conflict, DatabaseUnavailable, IdempotencyKeyReused, InvalidRequest, ResourceNotFound
 from app.ledger import LOCK_TIMEOUT_MS
@@ -195,6 +196,42 @@ async def test_pages_of_slots_are_complete_and_come_from_an_index(url: str, whic
             plan = "\n".join(row[0] for row in explained)
         assert "slots_by_venue_time" in plan or "slots_by_resource_time" in plan, plan
         assert "Seq Scan on slots" not in plan, plan
+
+
+@pytest.mark.parametrize("which", ["bookings", "events"])
+async def test_lists_of_all_venues_read_a_page_and_not_the_table(url: str, which: str) -> None:
+    async with opened(url) as catalogue:
+        (slot,) = await create(catalogue, a_slot(await a_resource(catalogue), capacity=5000))
+        asked: list[tuple[str, Any]] = []
+        sa.event.listen(
+            catalogue._reading.sync_engine,
+            "before_cursor_execute",
+            lambda _connection, _cursor, statement, values, *_: asked.append((statement, values)),
+        )
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name,"
+                " customer_email, available_after, created_at, confirmed_at) SELECT gen_random_uuid(), %s, %s, false,"
+                " 1, 'confirmed', 'Ada', 'ada@example.com', 0, now() + n * interval '1 s', now()"
+                " FROM generate_series(1, 3000) AS n",
+                (slot.venue_id, slot.id),
+            )
+            connection.execute(
+                "INSERT INTO events (type, actor) SELECT CASE n WHEN 9000 THEN 'test.rare' ELSE 'test.common' END,"
+                " 'system' FROM generate_series(1, 10000) AS n"
+            )
+            connection.execute("ANALYZE")
+            if which == "bookings":
+                first = await catalogue.bookings(BookingFilter(), None, 10)
+                await catalogue.bookings(BookingFilter(), (first[-1].created_at, first[-1].id), 10)
+                index = "bookings_by_time"
+            else:
+                assert len(await catalogue.events(EventFilter(type="test.rare"), None, 10)) == 1
+                index = "events_by_type"
+            for statement, values in asked:
+                plan = str(connection.execute(f"EXPLAIN {statement}", values).fetchall())
+                assert index in plan, plan
+                assert "Sort" not in plan, plan
 
 
 async def test_slots_are_filtered_by_time_and_room(url: str) -> None:

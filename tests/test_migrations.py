@@ -49,6 +49,7 @@ EXPECTED_TRIGGERS = {
     ("bookings", "bookings_never_truncated", "refuse_statement"),
     ("bookings", "bookings_updated", "bookings_keep_available_count"),
     ("events", "events_append_only", "refuse_statement"),
+    ("occupied", "occupied_kept_by_bookings", "refuse_statement"),
     ("slots", "slots_begin_empty", "slots_begin_empty"),
     ("slots", "slots_guard_changes", "slots_guard_changes"),
 }

@@ -116,7 +116,7 @@ async def test_without_the_exclusion_constraint_a_person_is_in_two_places(postgr
 
 @pytest.fixture(scope="module")
 def full_slot(postgres: Postgres) -> Iterator[psycopg.Connection]:
-    """A database with one sold-out slot of capacity 1 and one of capacity 2, to try and break by hand."""
+    """A database to try and break by hand: sold-out slots of capacity 1 and 2, and a person who is booked already."""
     with psycopg.connect(postgres.fresh(), autocommit=True) as connection:
         connection.execute(
             """
@@ -125,10 +125,14 @@ def full_slot(postgres: Postgres) -> Iterator[psycopg.Connection]:
             INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, starts_at, ends_at, capacity)
                 SELECT gen_random_uuid(), venue_id, id, no, one_at_a_time, now() + interval '1 day',
                     now() + interval '25 hours', n FROM resources, generate_series(1, 2) AS n;
+            INSERT INTO resources (id, venue_id, name, kind) SELECT gen_random_uuid(), id, 'P', 'person' FROM venues;
+            INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, starts_at, ends_at, capacity)
+                SELECT gen_random_uuid(), venue_id, id, no, one_at_a_time, now() + interval '1 day',
+                    now() + interval '25 hours', n FROM resources, generate_series(3, 4) AS n WHERE kind = 'person';
             INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,
                     available_after, confirmed_at)
                 SELECT gen_random_uuid(), venue_id, id, exclusive, capacity, 'confirmed', 'A', 'a@b.c', 0, now()
-                FROM slots
+                FROM slots WHERE capacity < 4
             """
         )
         yield connection
@@ -162,8 +166,21 @@ def full_slot(postgres: Postgres) -> Iterator[psycopg.Connection]:
         ("UPDATE bookings SET status = 'held', expires_at = now()", "bookings_transitions_allowed"),
         ("UPDATE bookings SET status = 'expired'", "bookings_transitions_allowed"),
         ("UPDATE bookings SET confirmed_at = NULL", "bookings_confirmed_at_when_confirmed"),
-        ("DELETE FROM events", "events_keep_their_history"),
-        ("TRUNCATE bookings CASCADE", "bookings_keep_their_history"),
+        (
+            "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,"
+            " available_after, confirmed_at) SELECT gen_random_uuid(), venue_id, id, exclusive, 1, 'confirmed', 'B',"
+            " 'b@b.c', 0, now() FROM slots WHERE capacity = 4",
+            "occupied_one_thing_at_a_time",
+        ),
+        ("DELETE FROM occupied", "occupied_kept_by_bookings"),
+        ("UPDATE occupied SET during = 'empty'", "occupied_kept_by_bookings"),
+        (
+            "INSERT INTO occupied SELECT id, resource_no, 'empty' FROM slots WHERE capacity = 4",
+            "occupied_kept_by_bookings",
+        ),
+        ("TRUNCATE occupied", "occupied_kept_by_bookings"),
+        ("DELETE FROM events", "events_append_only"),
+        ("TRUNCATE bookings CASCADE", "bookings_never_truncated"),
     ],
 )
 def test_nobody_with_psql_can_store_an_oversold_or_impossible_state(
@@ -179,6 +196,6 @@ def test_a_slot_begins_with_its_capacity_whatever_is_inserted(full_slot: psycopg
         [[count]] = full_slot.execute(
             "INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, starts_at, ends_at, capacity,"
             " available_count) SELECT gen_random_uuid(), venue_id, id, no, one_at_a_time, now(),"
-            " now() + interval '1 hour', 3, 1000 FROM resources RETURNING available_count"
+            " now() + interval '1 hour', 3, 1000 FROM resources WHERE kind = 'event' RETURNING available_count"
         )
         assert count == 3

@@ -57,6 +57,7 @@ TRIGGERS = (
     "bookings_follow_transitions",
     "bookings_never_truncated",
     "events_append_only",
+    "occupied_kept_by_bookings",
     "slots_begin_empty",
     "slots_guard_changes",
 )

@@ -122,6 +122,7 @@ CREATE UNIQUE INDEX bookings_one_per_idempotency_key ON bookings (venue_id, idem
     WHERE idempotency_key IS NOT NULL;
 CREATE INDEX bookings_by_slot ON bookings (slot_id, created_at);            -- operators: who is in this slot
 CREATE INDEX bookings_by_venue ON bookings (venue_id, created_at, id);      -- operators: GET /v1/bookings, keyset pages
+CREATE INDEX bookings_by_time ON bookings (created_at, id);                 -- the same, of all venues
 CREATE INDEX bookings_by_deadline ON bookings (expires_at)                  -- the expiry sweep
     WHERE status IN ('held', 'pending_payment');
 CREATE INDEX bookings_unresolved_by_slot ON bookings (slot_id, expires_at)  -- expiry inside a claim, may_free_at
@@ -157,6 +158,7 @@ CREATE TABLE events (
 -- `seq` is given out before COMMIT: a later number may become visible first. Who follows the log therefore reads in
 -- the order (xid, seq) and only below the oldest running transaction, where nothing can appear any more.
 CREATE INDEX events_in_commit_order ON events (xid, seq);
+CREATE INDEX events_by_type ON events (type, seq);                                         -- GET /v1/events
 CREATE INDEX events_by_slot ON events (slot_id, seq) WHERE slot_id IS NOT NULL;            -- holds why, GET /v1/events
 CREATE INDEX events_by_booking ON events (booking_id, seq) WHERE booking_id IS NOT NULL;   -- GET /v1/events
 CREATE INDEX events_by_time ON events (at);                                                -- repair after an outage
@@ -172,6 +174,7 @@ CREATE TABLE answers (
     CONSTRAINT answers_pkey PRIMARY KEY (scope, idempotency_key),
     CONSTRAINT answers_are_successes CHECK (status BETWEEN 200 AND 299)  -- a refusal stores nothing
 );
+CREATE INDEX answers_by_time ON answers (created_at);  -- forgotten in this order
 
 -- Attempts whose COMMIT reply was lost and that must not take effect any more: see `abandon_attempt`.
 CREATE TABLE abandoned_attempts (
@@ -296,28 +299,43 @@ CREATE TRIGGER bookings_follow_transitions BEFORE UPDATE OF status ON bookings F
 CREATE FUNCTION refuse_statement() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is not allowed on %', TG_OP, TG_TABLE_NAME
-        USING ERRCODE = 'insufficient_privilege', CONSTRAINT = TG_TABLE_NAME || '_keep_their_history';
+        USING ERRCODE = 'insufficient_privilege', CONSTRAINT = TG_NAME;
 END $$;
 CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_statement();
 CREATE TRIGGER bookings_never_truncated BEFORE TRUNCATE ON bookings  -- TRUNCATE would skip the counting trigger
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_statement();
+-- The exclusion constraint sees only the rows that are there: one taken away by hand would let a person be booked twice.
+CREATE TRIGGER occupied_kept_by_bookings BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON occupied FOR EACH STATEMENT
+    WHEN (pg_trigger_depth() = 0)  -- the trigger on bookings writes it
+    EXECUTE FUNCTION refuse_statement();
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Expiry is a change of state (design 8): a WHERE clause could not give the places back.
 
 -- End the lapsed holds of one slot, whose row the caller has locked. Returns how many places came back.
--- Rows that wait for payment are not touched: their Stripe session must be dead first.
-CREATE FUNCTION expire_lapsed_holds(lapsed_slot uuid) RETURNS bigint LANGUAGE sql AS $$
+-- Rows that wait for payment are not touched: their Stripe session must be dead first. Who has decided by a clock that
+-- other holds of the slot still live gives that clock: one that lapses a moment later is not ended under its decision.
+CREATE FUNCTION expire_lapsed_holds(lapsed_slot uuid, clock timestamptz DEFAULT clock_timestamp()) RETURNS bigint
+LANGUAGE sql AS $$
     WITH expired AS (
         UPDATE bookings SET status = 'expired', expires_at = NULL, expired_at = clock_timestamp()
-        WHERE slot_id = lapsed_slot AND status = 'held' AND expires_at <= clock_timestamp()
+        WHERE slot_id = lapsed_slot AND status = 'held' AND expires_at <= clock
         RETURNING id, venue_id, slot_id, quantity
     ), logged AS (
         INSERT INTO events (type, actor, venue_id, slot_id, booking_id, data)
         SELECT 'hold.expired', 'system', venue_id, slot_id, id, jsonb_build_object('quantity', quantity) FROM expired
     )
     SELECT coalesce(sum(quantity), 0)::bigint FROM expired;
+$$;
+
+-- The other slots that occupy a person or place at the time of this one. Asked as the exclusion constraint is written,
+-- so that its index answers.
+CREATE FUNCTION occupied_elsewhere(this_slot uuid, this_resource bigint, meanwhile tstzrange) RETURNS SETOF uuid
+LANGUAGE sql STABLE AS $$
+    SELECT slot_id FROM occupied
+    WHERE int8range(resource_no, resource_no, '[]') && int8range(this_resource, this_resource, '[]')
+      AND during && meanwhile AND slot_id <> this_slot
 $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -358,6 +376,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     r        record;
+    other_slot uuid;
     slot_now uuid;                    -- the slot whose places are being given out
     room     bigint;                  -- and how many are left of them, those of this list already taken off
     decided  text;
@@ -380,7 +399,7 @@ BEGIN
     FOR r IN
         SELECT q.n, q.id, q.slot_id, q.quantity, q.status, q.hold_deadline, q.key, q.repeat,
                decode(q.fingerprint, 'hex') AS fingerprint,
-               s.id AS found, s.capacity, s.available_count, s.status AS slot_status, s.starts_at, s.ends_at,
+               s.id AS found, s.capacity, s.status AS slot_status, s.starts_at, s.ends_at,
                s.one_at_a_time, s.resource_no,
                mine.slot_id AS my_slot, mine.quantity AS my_quantity, mine.status AS my_status,
                mine.expires_at AS my_deadline, mine.idempotency_key AS my_key, mine.fingerprint AS my_fingerprint,
@@ -393,7 +412,8 @@ BEGIN
     LOOP
         IF r.slot_id IS DISTINCT FROM slot_now THEN
             slot_now := r.slot_id;
-            room := r.available_count;
+            -- Read again: a request before it in the list may have ended lapsed holds of this slot, see below.
+            room := (SELECT s.available_count FROM slots AS s WHERE s.id = r.found);
         END IF;
 
         decided := CASE
@@ -413,17 +433,30 @@ BEGIN
             WHEN r.quantity <= room THEN 'book'
         END;
         IF decided IS NULL THEN  -- full, unless somebody let a hold lapse
-            room := room + expire_lapsed_holds(r.slot_id);
+            room := room + expire_lapsed_holds(r.slot_id, clock);
             decided := CASE WHEN r.quantity <= room THEN 'book' ELSE 'full' END;
         END IF;
         -- Another slot of this person or place may be occupied. Two such commits racing are told apart by the
         -- exclusion constraint; this look only saves the one that comes later from meeting it.
-        IF decided = 'book' AND r.one_at_a_time AND EXISTS (
-            SELECT FROM occupied AS o
-            WHERE int8range(o.resource_no, o.resource_no, '[]') && int8range(r.resource_no, r.resource_no, '[]')
-              AND o.during && tstzrange(r.starts_at, r.ends_at) AND o.slot_id <> r.slot_id)
+        IF decided = 'book' AND r.one_at_a_time
+            AND EXISTS (SELECT FROM occupied_elsewhere(r.slot_id, r.resource_no, tstzrange(r.starts_at, r.ends_at)))
         THEN
-            decided := 'occupied';
+            -- … unless only by holds that somebody let lapse. Their slots come out of the order of locks, so this one
+            -- never waits: a slot that is locked counts as occupied.
+            FOR other_slot IN
+                SELECT s.id FROM slots AS s
+                WHERE s.id IN (
+                        SELECT occupied_elsewhere(r.slot_id, r.resource_no, tstzrange(r.starts_at, r.ends_at)))
+                    AND EXISTS (SELECT FROM bookings AS b
+                        WHERE b.slot_id = s.id AND b.status = 'held' AND b.expires_at <= clock)
+                ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+            LOOP
+                PERFORM expire_lapsed_holds(other_slot, clock);
+            END LOOP;
+            IF EXISTS (SELECT FROM occupied_elsewhere(r.slot_id, r.resource_no, tstzrange(r.starts_at, r.ends_at)))
+            THEN
+                decided := 'occupied';
+            END IF;
         END IF;
 
         IF decided = 'book' THEN
@@ -525,18 +558,21 @@ BEGIN
         FROM (SELECT) AS always LEFT JOIN slots AS s ON s.id = this_slot;
 END $$;
 
--- The sweep: end lapsed holds of at most `batch` slots and return those slots. Locked slots wait for the next round.
+-- The sweep: end the lapsed holds of at most `batch` slots, those that wait longest first, and return those slots.
+-- Locked slots wait for the next round, and do not count: however many of them lapsed, the others get their turn.
 CREATE FUNCTION sweep_lapsed_holds(batch integer) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
+    clock       timestamptz := clock_timestamp();  -- as a value, so that the index is entered at it
     lapsed_slot uuid;
 BEGIN
     FOR lapsed_slot IN
-        SELECT id FROM slots WHERE id IN (
-            SELECT slot_id FROM bookings WHERE status = 'held' AND expires_at <= clock_timestamp()
-            ORDER BY expires_at LIMIT batch)
-        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+        SELECT s.id
+        FROM (SELECT b.slot_id, min(b.expires_at) AS since FROM bookings AS b
+              WHERE b.status = 'held' AND b.expires_at <= clock GROUP BY b.slot_id) AS lapsed
+        JOIN slots AS s ON s.id = lapsed.slot_id
+        ORDER BY lapsed.since LIMIT batch FOR NO KEY UPDATE OF s SKIP LOCKED  -- never waits: any order will do
     LOOP
-        PERFORM expire_lapsed_holds(lapsed_slot);
+        PERFORM expire_lapsed_holds(lapsed_slot, clock);
         RETURN NEXT lapsed_slot;
     END LOOP;
 END $$;
