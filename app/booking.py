@@ -14,9 +14,11 @@ Why a retry is harmless: a booking's id is its hold's id, chosen before anything
 when there is one). The same request finds its own hold, its own row, or the record that settle left behind.
 """
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -29,6 +31,7 @@ from app.errors import (
     AlreadyResolved,
     BookingNotFound,
     Conflict,
+    DatabaseUnavailable,
     HoldExpired,
     HoldLimit,
     HoldNotFound,
@@ -47,6 +50,8 @@ from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, re
 #: The hold of a booking that had none lives this long: longer than the longest commit, with the doubt about a lost
 #: reply settled, and short enough that a process killed between hold and commit does not block the place (design 5).
 INNER_TTL_MS = 15_000
+#: A script that Redis has not answered by now has run, or Redis is away for good and its hold with it.
+LATE_SECONDS = 1.0
 #: A mirror that does not know the slot is loaded; one that still does not after this many times is left alone.
 MAX_LOADS = 2
 
@@ -91,7 +96,7 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     the places are not given away before it is known whether they were sold.
     """
     claim = await _claim(engine, request)
-    mine = await _take_places(engine, claim)
+    mine = await _take_places(engine, claim, keyed=request.key is not None)
     try:
         outcome = await engine.ledger.commit_one(_commit_request(engine, claim, mine, request, caller))
     except Exception as error:
@@ -127,7 +132,7 @@ async def _claim(engine: Engine, request: BookingRequest) -> Claim:
     return Claim(facts, booking_id, request.quantity, None)
 
 
-async def _take_places(engine: Engine, claim: Claim) -> bool:
+async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> bool:
     """Layer 1. True: these places are held for this request alone, and must be given back if it fails.
 
     False: go on without. Another request with the same key has them, or Redis cannot tell: Postgres decides.
@@ -141,10 +146,10 @@ async def _take_places(engine: Engine, claim: Claim) -> bool:
         match await _take(engine, claim.facts, claim.id, claim.quantity, INNER_TTL_MS):
             case Taken(again=again):
                 return not again
-            case Full() as full:
+            case Full() as full if not (keyed and full.unsure and await _was_booked(engine, claim)):
                 OUTCOMES.labels("book", "refused_early").inc()
                 raise await _unavailable(engine, claim, full)
-            case "closed" | "past" as reason:
+            case "closed" | "past" as reason if not (keyed and await _was_booked(engine, claim)):
                 OUTCOMES.labels("book", "refused_early").inc()
                 raise await _not_open(engine, claim, reason)
     except RedisAway:
@@ -152,9 +157,19 @@ async def _take_places(engine: Engine, claim: Claim) -> bool:
     return False  # settled or another quantity under the same key: Postgres knows the first request
 
 
+async def _was_booked(engine: Engine, claim: Claim) -> bool:
+    """Tell whether a keyed request is a retry that the mirror has no record of, so that nobody is told "taken"
+    because of their own booking. Asked only where records may be missing: most refusals never come here.
+    """
+    return await engine.ledger.booking(claim.id) is not None
+
+
 async def _secure_hold(engine: Engine, claim: Claim) -> bool:
     """Keep the customer's hold alive until the commit is through. False: this Redis does not have it (any more)."""
-    match await engine.holds.extend(claim.facts, claim.id, INNER_TTL_MS, 0):
+    longest_ms = (
+        1000 * claim.facts.hold_max_seconds + INNER_TTL_MS
+    )  # or a booking that always fails would hold for ever
+    match await engine.holds.extend(claim.facts, claim.id, INNER_TTL_MS, longest_ms):
         case Extended():
             return True
         case Gone(how="released"):
@@ -226,7 +241,10 @@ async def _settle_later(engine: Engine, claim: Claim, request: BookingRequest, o
 
 async def _first_answer(engine: Engine, claim: Claim) -> tuple[Booking, str]:
     """Answer as the first time, word for word, whatever became of the booking since (promise 6)."""
-    stored = await _stored(engine, claim.id)
+    try:
+        stored = await _stored(engine, claim.id)
+    except Unavailable as error:  # it is booked: only the answer could not be read
+        raise DatabaseUnavailable(effect_none=False) from error
     first = msgspec.structs.replace(
         stored.booking,
         status="confirmed",
@@ -235,7 +253,13 @@ async def _first_answer(engine: Engine, claim: Claim) -> tuple[Booking, str]:
         available_count=stored.available_after,
         replayed=True,
     )
-    return first, manage_token(engine.settings.secrets, claim.id)
+    return first, _first_token(engine, stored)
+
+
+def _first_token(engine: Engine, stored: StoredBooking) -> str:
+    """Derive the manage token by the secret of then, which may have been rotated since."""
+    tokens = [manage_token((secret,), stored.booking.id) for secret in engine.settings.secrets]
+    return next((token for token in tokens if token_hash(token) == stored.manage_token_hash), tokens[0])
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -298,16 +322,7 @@ def _resolved(stored: StoredBooking) -> AlreadyResolved:
 
 
 async def _give_back(engine: Engine, claim: Claim) -> None:
-    await _quiet_release(engine, claim.facts, claim.id, has_token=claim.grant is not None)
-
-
-async def _quiet_release(engine: Engine, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
-    """Release, or have it released when Redis returns; until then the hold lapses by itself."""
-    try:
-        return await engine.holds.release(facts, hold_id, has_token=has_token)
-    except RedisAway:
-        engine.mirror.release_later(facts, hold_id, has_token=has_token)
-        return False
+    await engine.mirror.give_back(claim.facts, claim.id, has_token=claim.grant is not None)
 
 
 # -- holds ------------------------------------------------------------------------------------------------------------
@@ -327,9 +342,20 @@ async def take_hold(
     try:
         hold = await _take_in_redis(engine, claim, ttl_ms, key)
     except RedisAway:
-        hold = await _take_in_postgres(engine, claim, ttl_ms, None, caller)
+        try:
+            hold = await _take_in_postgres(engine, claim, ttl_ms, None, caller)
+        except Problem:
+            if not key:  # a keyed one may have been taken by an earlier request, whose it still is
+                await engine.later(_give_back_late(engine, claim))
+            raise
     OUTCOMES.labels("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
     return hold, _token(engine, hold)
+
+
+async def _give_back_late(engine: Engine, claim: Claim) -> None:
+    """Release what a script may take that was sent to a Redis too slow to answer, once it has run."""
+    await asyncio.sleep(LATE_SECONDS)
+    await engine.mirror.give_back(claim.facts, claim.id, has_token=False)
 
 
 async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | None) -> Hold:
@@ -458,7 +484,7 @@ async def release_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Cal
         HoldNotFound: not this token's hold.
     """
     claim = await _claim_of_token(engine, hold_id, token)
-    released = await _quiet_release(engine, claim.facts, claim.id, has_token=True)
+    released = await engine.mirror.give_back(claim.facts, claim.id, has_token=True)
     if not released:
         await _release_row(engine, claim.id, caller)
     OUTCOMES.labels("release", "released").inc()
@@ -503,7 +529,7 @@ async def operator_extend_hold(engine: Engine, hold_id: UUID, more_ms: int) -> H
 
 
 async def _release_row(engine: Engine, hold_id: UUID, caller: Caller) -> bool:
-    word, counts = await engine.ledger.cancel(hold_id, caller.actor, caller.request_id, only_held=True)
+    word, _, counts = await engine.ledger.cancel(hold_id, caller.actor, caller.request_id, only_held=True)
     if counts:
         await engine.mirror.sync_quietly([counts])
     return word == "cancelled"
@@ -604,17 +630,24 @@ async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller:
     Raises:
         BookingNotFound. AlreadyResolved: it expired before. Conflict: too late for a customer, the slot has begun.
     """
-    await _authorized(engine, booking_id, token)
-    word, counts = await engine.ledger.cancel(booking_id, caller.actor, caller.request_id)
+    stored = await _authorized(engine, booking_id, token)
+    word, cancelled_at, counts = await engine.ledger.cancel(booking_id, caller.actor, caller.request_id)
     OUTCOMES.labels("cancel", word).inc()
-    if counts:
-        await engine.mirror.sync_quietly([counts])
     if word == "begun":
         raise Conflict("The slot has begun: ask the venue")
-    stored = await _stored(engine, booking_id)
     if word == "expired":
-        raise _resolved(stored)
-    return stored.booking
+        raise _resolved(await _stored(engine, booking_id))
+    if counts is None:
+        raise BookingNotFound
+    await engine.mirror.sync_quietly([counts])
+    # From here on nothing is read that could fail: the cancellation is committed.
+    return msgspec.structs.replace(
+        stored.booking,
+        status="cancelled",
+        cancelled_at=cancelled_at,
+        expires_at=None,
+        available_count=counts.available_count,
+    )
 
 
 async def _authorized(engine: Engine, booking_id: UUID, token: str | None) -> StoredBooking:
@@ -642,5 +675,6 @@ async def rooms(engine: Engine, slots: Sequence[Slot]) -> dict[UUID, Room]:
 
 
 async def slot_changed(engine: Engine, slot_ids: Sequence[UUID]) -> None:
-    """Bring the mirror up to date after an operator changed slots."""
-    await engine.mirror.sync_quietly(await engine.ledger.counts(slot_ids))
+    """Bring the mirror up to date after an operator changed slots. What it is not told now, it asks for in seconds."""
+    with suppress(Unavailable):  # the change is committed: it must not be answered as a failure
+        await engine.mirror.sync_quietly(await engine.ledger.counts(slot_ids))

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -67,8 +68,8 @@ class Engine:
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
     try:
         await work
-    except RedisAway:
-        log.debug("redis_did_not_hear")
+    except (RedisAway, Unavailable) as error:
+        log.debug("work_after_the_reply_not_done", reason=str(error))
     except Exception:
         log.exception("work_after_the_reply_failed")
 
@@ -105,8 +106,11 @@ async def watch_redis(engine: Engine) -> None:
     while True:
         await breaker.opened.wait()
         await asyncio.sleep(PROBE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one Redis
-        if await engine.holds.probe():
-            await _recover(engine)
+        try:
+            if await engine.holds.probe():
+                await _recover(engine)
+        except Exception:
+            log.exception("recovery_failed")  # and is tried again: without this loop Redis would stay away for ever
 
 
 async def _recover(engine: Engine) -> None:
@@ -119,7 +123,10 @@ async def _recover(engine: Engine) -> None:
     except (RedisAway, Unavailable) as error:
         log.info("redis_not_trusted_yet", reason=str(error))
         return
+    since = datetime.now(UTC)
     breaker.close()
+    # What was committed while the last page was read found the breaker open, and was not told.
+    slots += await engine.mirror.recover(since)
     log.info("mirror_recovered", slots=slots)
 
 
@@ -130,11 +137,13 @@ async def sweep(engine: Engine) -> None:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one database
         try:
             await sweep_once(engine)
+            if engine.redis_ok:
+                await engine.mirror.release_unheard()
             if time.monotonic() > forget_at:
-                forget_at = time.monotonic() + FORGET_SECONDS
                 await engine.ledger.forget_old_answers()
-        except Unavailable as error:
-            log.debug("sweep_postponed", reason=error.code)
+                forget_at = time.monotonic() + FORGET_SECONDS
+        except (Unavailable, RedisAway) as error:
+            log.debug("sweep_postponed", reason=str(error))
         except Exception:
             log.exception("sweep_failed")
 

@@ -8,8 +8,8 @@ event loop, and at once while the breaker is open. Knows nothing of Postgres.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,6 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.domain import Counts, Room, SlotFacts
+from app.errors import Overloaded
 from app.paths import lua_dir
 from app.telemetry import DEGRADED
 from app.tokens import from_ms
@@ -46,12 +47,19 @@ PROBE_SECONDS = 0.25
 FRESH_SECONDS = 5
 #: How long a retry of a booking finds its record although the slot is full.
 SETTLED_SECONDS = 86_400
+#: Holds of one slot that are told to operators.
+MOST_HOLDS = 1_000
 #: Scripts that also a Redis runs which takes no writes.
 READING_SCRIPTS = frozenset({"room", "inspect"})
 #: Counts are forgotten this long after their slot has ended.
 FORGET_AFTER = timedelta(days=1)
 #: Connections per process. More would only make Redis, which has one core, take turns more often.
 MAX_CONNECTIONS = 16
+#: Requests that may wait for one of them, and for how long: beyond it they are told to come back.
+MAX_WAITING = 2_000
+MAX_WAITING_SECONDS = 2.0
+#: Scripts that give places back or tell what was committed: they wait as long as it takes, for nobody would ask again.
+PATIENT_SCRIPTS = frozenset({"release", "settle", "sync"})
 
 #: What a Redis says that is there but does not serve (reliability.md 4.1). Anything else is a bug worth a look.
 _NOT_SERVING = (
@@ -59,6 +67,8 @@ _NOT_SERVING = (
     "NOPERM", "WRONGPASS", "UNBLOCKED",
 )  # fmt: skip
 
+#: RedisClusterException is no RedisError.
+_AWAY = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
 _NOT_SERVING_ERRORS = (redis_errors.ReadOnlyError, redis_errors.OutOfMemoryError, redis_errors.NoPermissionError)
 
 _repairing: ContextVar[bool] = ContextVar("repairing", default=False)
@@ -78,7 +88,10 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Full(msgspec.Struct, frozen=True):
-    """No room for the party; `next_expiry_ms` is when the next hold may lapse, 0 when there is none."""
+    """No room for the party; `next_expiry_ms` is when the next hold may lapse, 0 when there is none.
+
+    `unsure`: the mirror learned of some bookings by a sync. A keyed retry of one of those must be looked up first.
+    """
 
     now_ms: int
     left: int
@@ -86,6 +99,7 @@ class Full(msgspec.Struct, frozen=True):
     booked: int
     next_expiry_ms: int
     capacity: int
+    unsure: bool = False
 
 
 class Extended(msgspec.Struct, frozen=True):
@@ -179,15 +193,15 @@ def connect(url: str) -> Client:
     """Make a client without connecting. `redis+cluster://` and `rediss+cluster://` address a Redis Cluster.
 
     No retries: redis-py's default of ten would run a script eleven times (reliability.md, finding 1). Its own timeout
-    is only the backstop of ours.
+    is only the backstop of ours. Two connections are spare: the probe takes no turn.
     """
     limits: dict[str, Any] = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
     if "+cluster://" in url:
         return RedisCluster.from_url(
-            url.replace("+cluster", "", 1), max_connections=MAX_CONNECTIONS, decode_responses=True, **limits
+            url.replace("+cluster", "", 1), max_connections=MAX_CONNECTIONS + 2, decode_responses=True, **limits
         )
     pool = aioredis.BlockingConnectionPool.from_url(
-        url, max_connections=MAX_CONNECTIONS, timeout=1, decode_responses=True, **limits
+        url, max_connections=MAX_CONNECTIONS + 2, timeout=1, decode_responses=True, **limits
     )
     return aioredis.Redis.from_pool(pool)
 
@@ -210,6 +224,8 @@ class Holds:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.breaker = Breaker()
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._waiting = 0
         self._scripts = read_scripts()
 
     # -- one function per script ------------------------------------------------------------------------------------
@@ -227,8 +243,8 @@ class Holds:
         match reply:
             case ["held" | "again" as word, now, expires, since, _]:
                 return Taken(now, expires, since, again=word == "again")
-            case ["full", now, left, held, booked, next_expiry, capacity]:
-                return Full(now, left, held, booked, next_expiry, capacity)
+            case ["full", now, left, held, booked, next_expiry, capacity, unsure]:
+                return Full(now, left, held, booked, next_expiry, capacity, bool(unsure))
             case ["settled" | "mismatch" | "closed" | "past" | "missing" | "stale" as word]:
                 return str(word)
         raise AssertionError(f"hold.lua said {reply!r}")
@@ -272,10 +288,10 @@ class Holds:
         return {
             slot_id: _room(row)
             for ids, reply in zip(by_resource.values(), replies, strict=True)
-            for slot_id, row in zip(ids, reply[1:], strict=True)
+            for slot_id, row in zip(ids, reply[1:] or [[]] * len(ids), strict=True)
         }
 
-    async def inspect(self, slots: Sequence[tuple[UUID, UUID]], most: int = 1000) -> list[Mirrored]:
+    async def inspect(self, slots: Sequence[tuple[UUID, UUID]], most: int = MOST_HOLDS) -> list[Mirrored]:
         """Tell all that Redis knows of slots given as (resource id, slot id), at most `most` holds of each."""
         calls = [
             Call("inspect", (keys["mirror"], keys["holds"], keys["parties"]), (most,))
@@ -292,7 +308,7 @@ class Holds:
         for resource_id in resource_ids:
             key = f"hf:{{{resource_id}}}:active"
             await self._guarded(partial(self.client.zremrangebyscore, key, "-inf", earliest))
-            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1), proof=False)
+            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1), "inspect")
             found += [(resource_id, UUID(member)) for member in members]
         return found
 
@@ -327,21 +343,27 @@ class Holds:
     async def run(self, call: Call) -> Reply:
         script = self._scripts[call.script]
         try:
-            return await self._guarded(partial(self._evalsha, script, call), proof=call.script not in READING_SCRIPTS)
+            return await self._guarded(partial(self._evalsha, script, call), call.script)
         except redis_errors.NoScriptError:
-            return await self._guarded(partial(self._eval, script, call), proof=call.script not in READING_SCRIPTS)
+            return await self._guarded(partial(self._eval, script, call), call.script)
 
     async def run_many(self, calls: Sequence[Call]) -> list[Reply]:
-        """Send calls in pipelines of at most 200; a Redis that lost its scripts is given them again, per reply."""
+        """Send calls in pipelines of at most 200; a Redis that lost its scripts is given them again, per reply.
+
+        A slot whose keys are broken answers with an empty reply, and is logged: the others are served all the same.
+        """
         replies: list[Reply] = []
         for start in range(0, len(calls), 200):
             batch = calls[start : start + 200]
-            proof = any(call.script not in READING_SCRIPTS for call in batch)
-            answers = await self._guarded(partial(self._pipelined, batch), proof=proof)
+            answers = await self._guarded(partial(self._pipelined, batch), batch[0].script)
             for call, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, redis_errors.NoScriptError):
-                    answer = await self.run(call)  # noqa: PLW2901 the second answer replaces the first
-                replies.append(answer)
+                    replies.append(await self.run(call))
+                elif isinstance(answer, BaseException):
+                    log.error("redis_error", error=str(answer), script=call.script, key=call.keys[0])
+                    replies.append([])
+                else:
+                    replies.append(answer)
         return replies
 
     def _evalsha(self, script: Script, call: Call) -> Awaitable[Reply]:
@@ -358,32 +380,68 @@ class Holds:
         answers = await pipe.execute(raise_on_error=False)
         for answer in answers:
             # Raised here, where it counts as a failure: a pipeline of refusals is no success.
-            if isinstance(answer, BaseException) and not isinstance(answer, redis_errors.NoScriptError):
+            if isinstance(answer, BaseException) and not _is_bug(answer):
                 raise answer
         return answers
 
-    async def _guarded(self, operation: Callable[[], Awaitable[T]], *, proof: bool = True) -> T:
-        """Run one operation behind the breaker, bounded, and ask a second time when a connection was dead.
+    async def _guarded(self, operation: Callable[[], Awaitable[T]], script: str = "") -> T:
+        """Run one operation behind the breaker, in its turn, and bounded from the moment that its turn has come.
 
-        Its success is a `proof` that Redis serves, unless it only reads: a read-only Redis does that as well.
+        A crowd waiting for its turns says nothing about Redis; a success does, unless the script only reads, which
+        a read-only Redis does as well.
+
+        Raises:
+            Overloaded: too many are waiting, or this one has waited too long. Nothing was sent.
         """
-        if self.breaker.is_open and not _repairing.get():
-            raise RedisAway("the breaker is open")
-        try:
+        self._refuse_while_open()
+        async with self._turn(patient=script in PATIENT_SCRIPTS):
+            self._refuse_while_open()  # it may have opened while we waited
             try:
-                result = await bounded(operation())
-            except redis_errors.ConnectionError as error:
-                if isinstance(error, redis_errors.BusyLoadingError | redis_errors.AuthenticationError):
-                    raise
-                await self._drop_idle_connections()
-                result = await bounded(operation())
-        except redis_errors.NoScriptError:
-            raise
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
-            raise self._away(error) from error
-        if proof:
+                result = await self._asked_twice(operation)
+            except redis_errors.NoScriptError:
+                raise
+            except _AWAY as error:
+                raise self._away(error) from error
+        if script not in READING_SCRIPTS:
             self.breaker.succeeded()
         return result
+
+    def _refuse_while_open(self) -> None:
+        if self.breaker.is_open and not _repairing.get():
+            raise RedisAway("the breaker is open")
+
+    @asynccontextmanager
+    async def _turn(self, *, patient: bool) -> AsyncIterator[None]:
+        if self._turns.locked() and not patient:
+            await self._wait_for_turn()
+        else:
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    async def _wait_for_turn(self) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(MAX_WAITING_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded from None
+        finally:
+            self._waiting -= 1
+
+    async def _asked_twice(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Ask a second time when a connection was dead: after a restart all pooled ones are."""
+        try:
+            return await bounded(operation())
+        except redis_errors.ConnectionError as error:
+            if isinstance(error, redis_errors.BusyLoadingError | redis_errors.AuthenticationError):
+                raise
+            await self._drop_idle_connections()
+            return await bounded(operation())
 
     def _away(self, error: BaseException) -> RedisAway:
         if _is_bug(error):
@@ -404,7 +462,7 @@ class Holds:
         """Ask for a write, past the breaker: a read-only or full Redis answers PING, but cannot hold."""
         try:
             await bounded(self.client.set("hf:probe", "1", px=1000))
-        except (redis_errors.RedisError, OSError, TimeoutError):
+        except _AWAY:
             with contextlib.suppress(Exception):
                 await self._drop_idle_connections()
             return False
@@ -421,7 +479,7 @@ class Holds:
 
     async def evicts(self) -> bool:
         """Tell whether this Redis may delete holds to make room (reliability.md, finding 8)."""
-        with contextlib.suppress(redis_errors.RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*_AWAY):
             policy = await bounded(self.client.config_get("maxmemory-policy"))
             return bool(policy.get("maxmemory-policy", "noeviction") != "noeviction")
         return False  # hosted Redis often forbids CONFIG: nothing was learned
@@ -482,6 +540,8 @@ def _room(row: list[int]) -> tuple[Room, int] | None:
 
 
 def _mirrored(slot_id: UUID, reply: Reply) -> Mirrored:
+    if not reply:  # its keys are broken
+        return Mirrored(None, -1, [])
     _, now, counts, *fields = reply
     holds = [
         HeldPlace(UUID(hold_id), slot_id, quantity, from_ms(since), from_ms(expires), from_ms(now))

@@ -222,8 +222,10 @@ class Ledger:
 
     async def cancel(
         self, booking_id: UUID, actor: str, request_id: str | None, *, only_held: bool = False
-    ) -> tuple[str, Counts | None]:
-        """End a booking once; returns the word of `cancel_booking` and its slot's counts. Repeating it is harmless."""
+    ) -> tuple[str, datetime | None, Counts | None]:
+        """End a booking once, harmlessly repeated; returns the word of `cancel_booking`, when it was cancelled, and
+        its slot's counts.
+        """
         statement, values = "SELECT * FROM cancel_booking(%s, %s, %s, %s)", (booking_id, only_held, actor, request_id)
         try:
             row = await self._row(statement, values)
@@ -232,18 +234,24 @@ class Ledger:
                 row = await self._row(statement, values)
             except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
                 raise DatabaseUnavailable(effect_none=False) from error
-        return row.word, None if row.slot_id is None else _counts(row)
+        return row.word, row.cancelled_at, None if row.slot_id is None else _counts(row)
 
     async def extend_held(self, hold_id: UUID, ttl_ms: int, longest_ms: int) -> Row | None:
         """Prolong a hold that Postgres keeps, as `extend.lua` does. None: no such live hold."""
-        return await self._settled_row(
-            "UPDATE bookings SET expires_at = greatest(expires_at, least("
-            "  clock_timestamp() + %(ttl)s * interval '1 ms', created_at + %(longest)s * interval '1 ms'))"
-            " WHERE id = %(id)s AND status = 'held' AND expires_at > clock_timestamp()"
-            " RETURNING slot_id, quantity, created_at, expires_at, clock_timestamp() AS now,"
-            "   expires_at >= created_at + %(longest)s * interval '1 ms' AS limited",
-            {"id": hold_id, "ttl": ttl_ms, "longest": longest_ms},
-        )
+        try:
+            rows = await self._rows(
+                "UPDATE bookings AS b SET expires_at = greatest(b.expires_at, least(wanted, latest)) FROM ("
+                "  SELECT id, expires_at AS before, clock_timestamp() + %(ttl)s * interval '1 ms' AS wanted,"
+                "    created_at + %(longest)s * interval '1 ms' AS latest"
+                "  FROM bookings WHERE id = %(id)s AND status = 'held' AND expires_at > clock_timestamp() FOR UPDATE"
+                " ) AS old WHERE b.id = old.id"
+                " RETURNING b.slot_id, b.quantity, b.created_at, b.expires_at, clock_timestamp() AS now,"
+                "   wanted > latest AND b.expires_at = before AS limited",
+                {"id": hold_id, "ttl": ttl_ms, "longest": longest_ms},
+            )
+        except InDoubt as error:
+            raise DatabaseUnavailable(effect_none=False) from error
+        return rows[0] if rows else None
 
     async def booking(self, booking_id: UUID) -> StoredBooking | None:
         row = await self._settled_row(
@@ -288,16 +296,29 @@ class Ledger:
         )
         return [_counts(row) for row in rows]
 
-    async def changed_since(self, instant: datetime) -> list[tuple[Counts, list[UUID]]]:
-        """List the slots that changed since, with the bookings behind it: what Redis may have missed."""
+    async def changed_since(
+        self, after: tuple[datetime, int], limit: int
+    ) -> tuple[tuple[datetime, int], list[tuple[Counts, list[UUID]]]] | None:
+        """Read a page of events behind a place in time: where it ends, and the slots that changed in it.
+
+        With each slot come the ids of the bookings behind it, which Redis may have missed. None: nothing more.
+        """
         rows = await self._settled_rows(
-            "SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, e.booking_ids FROM ("
-            "  SELECT slot_id, array_agg(DISTINCT booking_id) FILTER (WHERE booking_id IS NOT NULL) AS booking_ids"
-            "  FROM events WHERE at >= %s AND slot_id IS NOT NULL GROUP BY slot_id) AS e"
-            " JOIN slots AS s ON s.id = e.slot_id",
-            (instant,),
+            "WITH page AS ("
+            "  SELECT at, seq, slot_id, booking_id FROM events WHERE (at, seq) > (%(at)s, %(seq)s)"
+            "  ORDER BY at, seq LIMIT %(limit)s)"
+            " SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, c.booking_ids, e.at, e.seq"
+            " FROM (SELECT at, seq FROM page ORDER BY at DESC, seq DESC LIMIT 1) AS e"
+            " LEFT JOIN (SELECT slot_id,"
+            "     array_agg(DISTINCT booking_id) FILTER (WHERE booking_id IS NOT NULL) AS booking_ids"
+            "   FROM page WHERE slot_id IS NOT NULL GROUP BY slot_id) AS c ON true"
+            " LEFT JOIN slots AS s ON s.id = c.slot_id",
+            {"at": after[0], "seq": after[1], "limit": limit},
         )
-        return [(_counts(row), row.booking_ids or []) for row in rows]
+        if not rows:
+            return None
+        changed = [(_counts(row), row.booking_ids or []) for row in rows if row.slot_id is not None]
+        return (rows[0].at, rows[0].seq), changed
 
     async def settled_among(self, ids: Sequence[UUID]) -> set[UUID]:
         """Of these hold ids, those that have become rows: Redis must not count them as holds as well."""

@@ -16,7 +16,7 @@ import structlog
 
 from app.domain import Counts, Room, Slot, SlotFacts
 from app.errors import SlotNotFound
-from app.holds import Holds, Mirrored, RedisAway
+from app.holds import MOST_HOLDS, Holds, Mirrored, RedisAway
 from app.ledger import Ledger
 from app.telemetry import DRIFT, MIRROR_LOADS
 
@@ -35,6 +35,8 @@ MAX_ALTERNATIVES = 5
 OUTAGE_MARGIN = timedelta(seconds=10)
 #: Releases kept for a Redis that is away. What is beyond it lapses by itself.
 MAX_UNHEARD = 1_000
+#: Events read per round trip after an outage: a page takes a fraction of what a statement may.
+RECOVER_EVENTS = 10_000
 #: Slots compared per round trip.
 RECONCILE_BATCH = 500
 
@@ -100,8 +102,8 @@ class Mirror:
         self._facts: Remembered[SlotFacts] = Remembered(KNOWN_SLOTS, KNOWN_SECONDS)
         self._near: Remembered[list[Slot]] = Remembered(1_000, NEAR_SECONDS)
         self._loads: Remembered[Counts] = Remembered(1, 0)
-        #: Holds given up while Redis could not hear it; bounded, because they lapse anyway.
-        self.unheard_releases: list[tuple[SlotFacts, UUID, bool]] = []
+        #: Holds given up while Redis could not hear it: hold id -> (slot, has a token, when it lapses at the latest).
+        self.unheard: dict[UUID, tuple[SlotFacts, bool, float]] = {}
 
     # -- knowing a slot ---------------------------------------------------------------------------------------------
 
@@ -133,9 +135,25 @@ class Mirror:
         await self.holds.sync(counts)
         return counts[0]
 
-    def release_later(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> None:
-        if len(self.unheard_releases) < MAX_UNHEARD:
-            self.unheard_releases.append((facts, hold_id, has_token))
+    async def give_back(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
+        """Release a hold; False when it was gone, or when Redis could not hear it, which is then repeated."""
+        try:
+            return await self.holds.release(facts, hold_id, has_token=has_token)
+        except RedisAway:
+            if len(self.unheard) < MAX_UNHEARD:
+                self.unheard[hold_id] = (facts, has_token, time.monotonic() + facts.hold_max_seconds)
+            return False
+
+    async def release_unheard(self) -> None:
+        """Repeat the releases that Redis did not hear, but none whose hold has lapsed: its id may hold again.
+
+        Raises:
+            RedisAway: those that are left are kept.
+        """
+        for hold_id, (facts, has_token, lapses_at) in list(self.unheard.items()):
+            if time.monotonic() < lapses_at:
+                await self.holds.release(facts, hold_id, has_token=has_token)
+            self.unheard.pop(hold_id, None)
 
     async def sync_quietly(self, counts: Sequence[Counts]) -> None:
         """Tell Redis, if it listens. If not, the counts are compared again when it returns."""
@@ -188,17 +206,20 @@ class Mirror:
         Raises:
             RedisAway: it is gone again.
         """
-        changed = await self.ledger.changed_since(since - OUTAGE_MARGIN)
-        calls = [self.holds.sync_call(counts) for counts, _ in changed]
-        # A booking's id is its hold's id: what became a row must not also count as a hold.
-        calls += [
-            self.holds.settle_call(counts, booking_id, remember=True) for counts, ids in changed for booking_id in ids
-        ]
-        await self.holds.run_many(calls)
-        releases, self.unheard_releases = self.unheard_releases, []
-        for facts, hold_id, has_token in releases:
-            await self.holds.release(facts, hold_id, has_token=has_token)
-        return len(changed)
+        slots, after = 0, (since - OUTAGE_MARGIN, 0)
+        while page := await self.ledger.changed_since(after, RECOVER_EVENTS):
+            after, changed = page
+            calls = [self.holds.sync_call(counts) for counts, _ in changed]
+            # A booking's id is its hold's id: what became a row must not also count as a hold.
+            calls += [
+                self.holds.settle_call(counts, booking_id, remember=True)
+                for counts, ids in changed
+                for booking_id in ids
+            ]
+            await self.holds.run_many(calls)
+            slots += len(changed)
+        await self.release_unheard()
+        return slots
 
     async def reconcile(self, *, repair: bool = True, progress: Callable[[int], None] = lambda _: None) -> Reconciled:
         """Compare every mirrored slot that has not ended with Postgres, and repair what differs (design 8).
@@ -266,6 +287,8 @@ def _differences(actual: Counts, mirrored: Mirrored, settled: set[UUID]) -> list
     pairs = [("booked_holds", ghosts, 0)]
     if mirrored.room is not None:
         room = mirrored.room
+        if len(mirrored.holds) < MOST_HOLDS:  # else not all of them were told
+            pairs.append(("held", room.held, sum(hold.quantity for hold in mirrored.holds)))
         pairs += [
             ("capacity", room.capacity, actual.capacity),
             ("booked", room.booked, actual.booked),

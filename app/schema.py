@@ -223,7 +223,7 @@ events = sa.Table(
     sa.Index("events_by_type", "type", "seq"),
     sa.Index("events_by_slot", "slot_id", "seq", postgresql_where=sa.text("slot_id IS NOT NULL")),
     sa.Index("events_by_booking", "booking_id", "seq", postgresql_where=sa.text("booking_id IS NOT NULL")),
-    sa.Index("events_by_time", "at"),
+    sa.Index("events_by_time", "at", "seq"),
 )
 
 answers = sa.Table(

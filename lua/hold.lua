@@ -1,5 +1,5 @@
 -- hold: admit one holder into a slot, or say why not. Repeating it with the same hold id is harmless.
--- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the slot's counts
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held unsure: the slot's counts
 -- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- KEYS[4]  hf:{<resource_id>}:<slot_id>:settled   zset  ids of booked holds, and "released:<id>", by when to forget them
@@ -7,7 +7,7 @@
 -- ARGV[1]  hold id      ARGV[2]  quantity      ARGV[3]  ttl, ms      ARGV[4]  slot id
 -- ARGV[5]  how long counts may say "full" unverified, ms
 -- Returns  {"held", now, expires, since, left} | {"again", now, expires, since, left} (this id held before)
---          {"full", now, left, held, booked, next_expiry or 0, capacity} | {"settled"} | {"mismatch"}
+--          {"full", now, left, held, booked, next_expiry or 0, capacity, unsure} | {"settled"} | {"mismatch"}
 --          {"closed"} | {"past"} | {"missing"} | {"stale"} (load the counts from Postgres, then ask again)
 -- Safety   counts only live holds: lapsed ones are dropped first; never prolongs or doubles a hold of the same id;
 --          writes nothing on a refusal but the removal of what lapsed
@@ -16,7 +16,7 @@ local hold_id, quantity, ttl, slot_id, fresh = ARGV[1], tonumber(ARGV[2]), tonum
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local counts = redis.call('HMGET', mirror, 'cap', 'booked', 'held', 'open', 'starts', 'forget', 'seen')
+local counts = redis.call('HMGET', mirror, 'cap', 'booked', 'held', 'open', 'starts', 'forget', 'seen', 'unsure')
 if not counts[1] then return {'missing'} end
 local capacity, booked, held = tonumber(counts[1]), tonumber(counts[2]), tonumber(counts[3])
 
@@ -36,12 +36,12 @@ if expires then
   return {'again', now, tonumber(expires), tonumber(since), left}
 end
 if redis.call('ZSCORE', settled, hold_id) then return {'settled'} end
+if (counts[4] ~= '1' or quantity > left) and now - tonumber(counts[7]) > fresh then return {'stale'} end
 if counts[4] ~= '1' then return {'closed'} end
 if now >= tonumber(counts[5]) then return {'past'} end
-
 if quantity > left then
-  if now - tonumber(counts[7]) > fresh then return {'stale'} end
-  return {'full', now, left, held, booked, tonumber(redis.call('ZRANGE', holds, 0, 0, 'WITHSCORES')[2] or 0), capacity}
+  local first = tonumber(redis.call('ZRANGE', holds, 0, 0, 'WITHSCORES')[2] or 0)
+  return {'full', now, left, held, booked, first, capacity, tonumber(counts[8] or 0)}
 end
 
 expires = now + ttl

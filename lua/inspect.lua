@@ -1,11 +1,11 @@
 -- inspect: everything about one slot, for operators. Writes nothing.
--- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the slot's counts
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held unsure: the slot's counts
 -- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- ARGV[1]  most holds to tell of
 -- Returns  {"slot", now, {capacity, booked, held, open, version, seen} or {}, id, quantity, since, expires, id, …} in
 --          order of expiry, live holds only
--- Safety   `held` is the stored count of the live holds and those lapsed since it was written: compare, do not trust
+-- Safety   `held` is the stored count less what has lapsed since: compare it with the holds
 local mirror, holds, parties = KEYS[1], KEYS[2], KEYS[3]
 local most = tonumber(ARGV[1])
 local time = redis.call('TIME')
@@ -14,6 +14,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local counts = {}
 for i, value in ipairs(redis.call('HMGET', mirror, 'cap', 'booked', 'held', 'open', 'ver', 'seen')) do
   if value then counts[i] = tonumber(value) end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', holds, '-inf', now)) do
+  if counts[3] then counts[3] = counts[3] - tonumber(string.match(redis.call('HGET', parties, id) or '0', '^%d+')) end
 end
 local reply = {'slot', now, counts}
 local live = redis.call('ZRANGEBYSCORE', holds, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, most)

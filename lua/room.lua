@@ -1,5 +1,5 @@
 -- room: the counts of several slots of one resource, for lists and alternatives. Writes nothing.
--- KEYS[3i-2]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the counts
+-- KEYS[3i-2]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held unsure: the counts
 -- KEYS[3i-1]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3i]    hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- ARGV        none

@@ -1,5 +1,5 @@
 -- sync: bring the mirror of a slot to what Postgres says. Newer wins, so repeating and reordering it is harmless.
--- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held: the slot's counts
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held unsure: the slot's counts
 -- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- ARGV[1]  capacity     ARGV[2]  booked      ARGV[3]  version      ARGV[4]  open, 1 or 0
@@ -25,6 +25,8 @@ if known < 0 or repair then -- a mirror lost and made again finds the holds that
   for _, party in ipairs(redis.call('HVALS', parties)) do held = held + tonumber(string.match(party, '^%d+')) end
   redis.call('HSET', mirror, 'held', held)
 end
+-- Bookings that no settle told of have left no record: their keyed retries must be looked up before a refusal.
+if tonumber(booked) > tonumber(redis.call('HGET', mirror, 'booked') or 0) then redis.call('HSET', mirror, 'unsure', 1) end
 redis.call('HSET', mirror, 'cap', capacity, 'booked', booked, 'ver', version, 'open', open, 'starts', starts,
   'forget', forget, 'seen', now)
 redis.call('PEXPIREAT', mirror, forget)

@@ -243,6 +243,84 @@ async def test_flushing_the_scripts_under_load_goes_unnoticed(service, redis, cl
     assert_slot_holds(service, slot_id, 20, 20)
 
 
+async def test_nobody_is_told_taken_because_of_their_own_booking(service, redis, client):
+    slot_id = await make_slot(service, client, 1)
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    first = await book(client, slot_id, **key)
+    assert first.status_code == 201
+    assert_slot_holds(service, slot_id, 1, 1)
+    with redis.admin() as admin:
+        admin.flushall()  # the record of the key is gone with the rest
+    again = await book(client, slot_id, **key)
+    assert (again.status_code, again.content) == (201, first.content)
+    assert (await book(client, slot_id)).status_code == 409
+    assert_slot_holds(service, slot_id, 1, 1)
+
+
+async def test_a_slot_opened_behind_the_mirrors_back_is_for_sale_again(service, client):
+    slot_id = await make_slot(service, client, 1)
+    closed = await client.patch(f"/v1/slots/{slot_id}", json={"status": "closed"}, headers=service.operator)
+    assert closed.status_code == 200
+    assert (await book(client, slot_id)).json()["reason"] == "closed"
+    with psycopg.connect(service.database_url, autocommit=True) as person:
+        person.execute("UPDATE slots SET status = 'open' WHERE id = %s", (slot_id,))
+    for _ in range(100):
+        answer = await book(client, slot_id)
+        if answer.status_code == 201:
+            break
+        await asyncio.sleep(0.1)
+    assert answer.status_code == 201
+    assert_slot_holds(service, slot_id, 1, 1)
+
+
+async def test_bookings_that_fail_do_not_prolong_a_hold_for_ever(service, redis, client):
+    slot_id, other = await make_slots(service, client, 1, 1)
+    venue = (await client.get(f"/v1/slots/{slot_id}")).json()["venue"]
+    patched = await client.patch(f"/v1/venues/{venue}", json={"hold_max_seconds": 1}, headers=service.operator)
+    assert patched.status_code == 200
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    assert (await book(client, other, **key)).status_code == 201
+    held = await hold(client, slot_id)
+    [(resource_id,)] = service.query("SELECT resource_id FROM slots WHERE id = %s", slot_id)
+    holds = f"hf:{{{resource_id}}}:{slot_id}:holds"
+    body = {"hold_token": held["token"], "customer": CUSTOMER}
+    with redis.admin() as admin:
+        before = admin.zscore(holds, held["id"])
+        for _ in range(3):
+            assert (await client.post("/v1/bookings", json=body, headers=key)).status_code == 422
+        assert admin.zscore(holds, held["id"]) <= before + 16_000
+
+
+async def test_one_slots_broken_keys_do_not_keep_redis_away(service, redis, client):
+    slot_id, broken = await make_slots(service, client, 1, 1)
+    [(resource_id,)] = service.query("SELECT resource_id FROM slots WHERE id = %s", broken)
+    redis.pause()
+    try:
+        await race(client, broken, [1] * 10)
+        assert degraded(service)
+    finally:
+        redis.resume()
+    with redis.admin() as admin:
+        admin.set(f"hf:{{{resource_id}}}:{broken}:settled", "not a sorted set")
+    eventually(lambda: not degraded(service), "all workers to trust Redis again")
+    assert sold_places(await race(client, slot_id, [1] * 10)) == 1
+
+
+async def test_a_refused_hold_leaves_none_behind_in_a_redis_that_was_slow(service, redis, client):
+    slot_id = await make_slot(service, client, 1)
+    assert (await client.get(f"/v1/slots/{slot_id}")).status_code == 200
+    held = await hold(client, slot_id)
+    await client.delete(f"/v1/holds/{held['id']}", headers={"Hold-Token": held["token"]})
+    with psycopg.connect(service.database_url) as rival:
+        rival.execute("SELECT FROM slots WHERE id = %s FOR UPDATE", (slot_id,))
+        redis.pause()
+        threading.Timer(0.4, redis.resume).start()
+        refused = await client.post("/v1/holds", json={"slot_id": slot_id})
+        assert (refused.status_code, refused.json()["effect"]) == (503, "none")
+        rival.rollback()
+    eventually(lambda: mirrored(service, slot_id) == (1, 0, 0), "the late hold to be given back")
+
+
 async def test_a_redis_restored_from_an_old_copy_is_put_right(service, redis, client):
     slot_id = await make_slot(service, client, 4)
     assert (await book(client, slot_id)).status_code == 201

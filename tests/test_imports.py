@@ -18,7 +18,7 @@ ALLOWED = {
     "embedded": set(),
     "migrate": {"paths"},
     "schema": set(),
-    "holds": {"domain", "paths", "telemetry", "tokens"},
+    "holds": {"domain", "errors", "paths", "telemetry", "tokens"},
     "ledger": {"domain", "errors", "telemetry", "tokens"},
     "catalogue": {"domain", "errors", "schema", "telemetry", "tokens", "ledger"},
     "mirror": {"domain", "errors", "holds", "ledger", "telemetry"},

@@ -119,12 +119,12 @@ async def test_full_tells_who_has_the_places(holds: ClockedHolds) -> None:
     holds.tick(10)
     await held(holds, facts, 1, ttl_ms=TTL - 20)
     refused = await holds.take(facts, uuid4(), 1, TTL)
-    assert refused == Full(holds.now_ms, 0, 3, 2, holds.now_ms + TTL - 20, 5)
+    assert refused == Full(holds.now_ms, 0, 3, 2, holds.now_ms + TTL - 20, 5, unsure=True)
 
 
 async def test_sold_out_without_holds_names_no_expiry(holds: ClockedHolds) -> None:
     facts = await mirrored(holds, capacity=3, booked=3)
-    assert await holds.take(facts, uuid4(), 1, TTL) == Full(holds.now_ms, 0, 0, 3, 0, 3)
+    assert await holds.take(facts, uuid4(), 1, TTL) == Full(holds.now_ms, 0, 0, 3, 0, 3, unsure=True)
 
 
 async def test_a_refusal_writes_nothing(holds: ClockedHolds) -> None:
@@ -149,7 +149,7 @@ async def test_both_sides_of_a_holds_expiry(holds: ClockedHolds, lapsed: bool) -
     facts = await mirrored(holds, capacity=1)
     first = await held(holds, facts)
     holds.tick(TTL if lapsed else TTL - 1)
-    await holds.sync([counts_of(facts, capacity=1)])
+    await holds.sync([counts_of(facts, capacity=1)])  # a fresh look, or a refusal would ask for one
     second = await holds.take(facts, uuid4(), 1, TTL)
     assert isinstance(second, Taken if lapsed else Full)
     assert (str(first) in (await stored(holds.client, facts))[2]) is not lapsed
@@ -216,6 +216,27 @@ async def test_a_closed_slot_takes_nobody(holds: ClockedHolds) -> None:
     before = await everything(holds, facts)
     assert await holds.take(facts, uuid4(), 1, TTL) == "closed"
     assert await everything(holds, facts) == before
+
+
+async def test_a_slot_that_was_closed_a_while_ago_is_looked_up_again(holds: ClockedHolds) -> None:
+    facts = await mirrored(holds, is_open=False)
+    holds.tick(FRESH_SECONDS * 1000)
+    assert await holds.take(facts, uuid4(), 1, TTL) == "closed"
+    holds.tick(1)
+    assert await holds.take(facts, uuid4(), 1, TTL) == "stale"
+
+
+async def test_bookings_that_only_a_sync_told_of_make_a_refusal_unsure(holds: ClockedHolds) -> None:
+    facts = await mirrored(holds, capacity=2)
+    first = await held(holds, facts)
+    await holds.settle(counts_of(facts, capacity=2, booked=1, version=2), first, remember=True)
+    refused = await holds.take(facts, uuid4(), 2, TTL)
+    assert isinstance(refused, Full)
+    assert not refused.unsure  # the settle left a record of all there is
+    await holds.sync([counts_of(facts, capacity=2, booked=2, version=3)])
+    refused = await holds.take(facts, uuid4(), 1, TTL)
+    assert isinstance(refused, Full)
+    assert refused.unsure
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -584,7 +605,7 @@ async def test_inspect_lists_live_holds_in_the_order_of_their_end(holds: Clocked
         (sooner, 1, 0, 101),
         (later, 2, 0, 300),
     ]
-    assert (seen.room, seen.version) == (Room(9, 1, 6, open=True), 7)  # the lapsed one is still in the stored count
+    assert (seen.room, seen.version) == (Room(9, 1, 3, open=True), 7)  # the lapsed one counts no more
     assert await everything(holds, facts) == before
 
 

@@ -65,6 +65,7 @@ class Model:
         self.starts = starts
         self.counts: Counts | None = None
         self.seen = 0
+        self.unsure = 0
         self.parties: dict[str, tuple[int, int, int]] = {}
         self.settled: dict[str, int] = {}
         self.active = 0
@@ -85,15 +86,15 @@ class Model:
             return ["again", now, expires, since, left] if mine == quantity else ["mismatch"]
         if hold_id in self.settled:
             return ["settled"]
+        if (not self.counts.open or quantity > left) and now - self.seen > FRESH_MS:
+            return ["stale"]
         if not self.counts.open:
             return ["closed"]
         if now >= self.starts:
             return ["past"]
         if quantity > left:
-            if now - self.seen > FRESH_MS:
-                return ["stale"]
             first = min((expires for _, _, expires in self.parties.values()), default=0)
-            return ["full", now, left, self.held(), self.counts.booked, first, self.counts.capacity]
+            return ["full", now, left, self.held(), self.counts.booked, first, self.counts.capacity, self.unsure]
         self.parties[hold_id] = (quantity, now, now + ttl)
         self.settled.pop(f"released:{hold_id}", None)
         self.active = max(self.active, now + ttl)
@@ -136,6 +137,8 @@ class Model:
             return ["older"]
         if self.counts is None or repair:
             self.parties = self.live(now)
+        if counts.booked > (self.counts.booked if self.counts else 0):
+            self.unsure = 1
         self.counts, self.seen = counts, now
         return ["synced"]
 
@@ -296,7 +299,7 @@ class HoldScripts(RuleBasedStateMachine):
             case "the mirror is lost" if self.may_lose:
                 facts = self.slots[slot]
                 self.reader.delete(slot_keys(facts.resource_id, facts.id)["mirror"])
-                self.models[slot].counts = None
+                self.models[slot].counts, self.models[slot].unsure = None, 0
         if not number:
             self.both_views_show_the_live_holds()
 

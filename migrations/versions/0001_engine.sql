@@ -161,7 +161,7 @@ CREATE INDEX events_in_commit_order ON events (xid, seq);
 CREATE INDEX events_by_type ON events (type, seq);                                         -- GET /v1/events
 CREATE INDEX events_by_slot ON events (slot_id, seq) WHERE slot_id IS NOT NULL;            -- holds why, GET /v1/events
 CREATE INDEX events_by_booking ON events (booking_id, seq) WHERE booking_id IS NOT NULL;   -- GET /v1/events
-CREATE INDEX events_by_time ON events (at);                                                -- repair after an outage
+CREATE INDEX events_by_time ON events (at, seq);                                           -- repair after an outage
 
 -- The first answers to operators' and other keyed requests whose record is no booking, so that a retry gets them again.
 CREATE TABLE answers (
