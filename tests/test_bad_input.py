@@ -76,7 +76,9 @@ PERSON = json.dumps(CUSTOMER)
         ('{"slot_id":"SLOT"}', "customer"),
     ],
 )
-def test_a_field_that_is_unknown_or_missing_is_named(everyone: httpx.Client, slot_id: str, raw: str, field: str) -> None:
+def test_a_field_that_is_unknown_or_missing_is_named(
+    everyone: httpx.Client, slot_id: str, raw: str, field: str
+) -> None:
     assert refused(book(everyone, slot_id, raw))["errors"][0]["field"] == field
 
 
