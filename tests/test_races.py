@@ -248,6 +248,15 @@ async def test_s0_9_each_booking_is_audited_in_its_own_transaction(service: Serv
         assert len(answer.json()["data"]) == 3
 
 
+@pytest.mark.parametrize("capacity", [1, 30])
+async def test_a_crowd_is_turned_away_by_redis_alone(with_redis: Service, capacity: int):
+    """A crowd waits for its turns at Redis; whoever took that for a dead Redis would send it to Postgres."""
+    before = with_redis.metric("holdfast_outcomes_total", operation="book", outcome="refused_early")
+    await assert_race(with_redis, capacity, [1] * 300, winners=capacity)
+    after = with_redis.metric("holdfast_outcomes_total", operation="book", outcome="refused_early")
+    assert after - before == 300 - capacity
+
+
 async def test_s1_2_redis_turns_away_without_touching_postgres(with_redis: Service):
     async with with_redis.client() as client:
         slot_id = await make_slot(with_redis, client, 1)
