@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,7 +24,7 @@ from app.cli.seed import seed
 from app.domain import Customer, Hold
 from app.engine import Engine
 from app.holds import slot_keys
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from tests.redis_servers import RedisServer, running_redis
 from tests.service import OPERATOR_KEY, SECRET, Postgres, Service, serving
 
@@ -605,3 +606,16 @@ def test_a_bug_is_one_line_too(holdfast, monkeypatch):
     answer = holdfast("holds", "list")
     assert (answer.code, answer.err.count("\n")) == (1, 1)
     assert "A bug: RuntimeError: with (HOLDFAST_TRACEBACK=1 shows where)" in answer.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_demo_that_another_user_left_word_of_is_not_believed(tmp_path: Path) -> None:
+    run = {
+        "redis_url": "redis://127.0.0.1:1", "database_url": "postgresql://127.0.0.1:1/x",
+        "api_url": "http://127.0.0.1:1", "operator_key": "k" * 16, "pid": os.getpid(),
+    }  # fmt: skip
+    planted = tmp_path / "run.json"
+    planted.write_text(json.dumps(run))
+    os.chown(planted, 65_534, 65_534)
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        home.read_run(tmp_path)

@@ -45,9 +45,13 @@ def home_dir() -> Path:
 
 
 def read_run(home: Path) -> Run | None:
-    """Find the demo that runs in this home; None when none does, also when it was killed."""
+    """Find the demo that runs in this home; None when none does, also when it was killed.
+
+    Raises:
+        SettingsError: somebody else left word of it.
+    """
     try:
-        run = msgspec.json.decode((home / "run.json").read_bytes(), type=Run)
+        run = msgspec.json.decode(_read_own(home / "run.json"), type=Run)
         os.kill(run.pid, 0)
     except PermissionError:
         return None  # of another user: its servers would not let us in either
@@ -70,10 +74,21 @@ def published(home: Path, run: Run) -> Iterator[None]:
 def keep_keys(home: Path) -> Keys:
     path = home / "keys.json"
     with suppress(FileNotFoundError):
-        return msgspec.json.decode(path.read_bytes(), type=Keys)
+        return msgspec.json.decode(_read_own(path), type=Keys)
     keys = Keys(operator_key=secrets.token_urlsafe(24), secret=secrets.token_urlsafe(48))
     _write_private(path, msgspec.json.encode(keys))
     return keys
+
+
+def _read_own(path: Path) -> bytes:
+    """Read a file of ours. One that another user has put there could name a service that collects keys.
+
+    Raises:
+        SettingsError: it is another's.
+    """
+    if path.stat().st_uid != os.geteuid():
+        raise SettingsError(f"{path} belongs to another user: set HOLDFAST_HOME to a folder of your own")
+    return path.read_bytes()
 
 
 def _write_private(path: Path, content: bytes) -> None:
