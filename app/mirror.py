@@ -187,8 +187,9 @@ class Mirror:
         except Exception:
             log.warning("no_alternatives", slot_id=str(facts.id), exc_info=True)
             return []
-        fitting = [(slot, rooms[slot.id]) for slot in near if not slot.blocked and rooms[slot.id].open]
-        return [(slot, room) for slot, room in fitting if room.available >= quantity][:MAX_ALTERNATIVES]
+        fitting = [slot for slot in near if not slot.blocked and rooms[slot.id].open]
+        fitting = [slot for slot in fitting if rooms[slot.id].available >= quantity][:MAX_ALTERNATIVES]
+        return [(_as_of(slot, rooms[slot.id]), rooms[slot.id]) for slot in fitting]
 
     async def _read_near(self, facts: SlotFacts) -> list[Slot]:
         near = await self.ledger.slots_near(facts, NEAR_SLOTS)
@@ -273,6 +274,11 @@ def _room(slot: Slot, mirrored: tuple[Room, int] | None) -> Room:
     # An older mirror belongs to commits whose settle is on its way: their inner holds stand for them until then.
     # Closing and opening, however, has no hold to stand for it: there the newer word counts.
     return room if version >= slot.version else Room(room.capacity, room.booked, room.held, slot.open)
+
+
+def _as_of(slot: Slot, room: Room) -> Slot:
+    """Give a slot that was read a while ago the counts of now, or it would be offered and called sold out at once."""
+    return msgspec.structs.replace(slot, capacity=room.capacity, available_count=room.capacity - room.booked)
 
 
 def _counts(slot: Slot) -> Counts:

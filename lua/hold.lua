@@ -1,5 +1,5 @@
 -- hold: admit one holder into a slot, or say why not. Repeating it with the same hold id is harmless.
--- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held unsure: the slot's counts
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  the slot's counts, see settle
 -- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- KEYS[4]  hf:{<resource_id>}:<slot_id>:settled   zset  ids of booked holds, and "released:<id>", by when to forget them
@@ -9,14 +9,14 @@
 -- Returns  {"held", now, expires, since, left} | {"again", now, expires, since, left} (this id held before)
 --          {"full", now, left, held, booked, next_expiry or 0, capacity, unsure} | {"settled"} | {"mismatch"}
 --          {"closed"} | {"past"} | {"missing"} | {"stale"} (load the counts from Postgres, then ask again)
--- Safety   counts only live holds: lapsed ones are dropped first; never prolongs or doubles a hold of the same id;
---          writes nothing on a refusal but the removal of what lapsed
+-- Safety   counts only live holds: lapsed ones are dropped first; never prolongs or doubles a hold of the same id; a
+--          refusal writes nothing else
 local mirror, holds, parties, settled, active = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local hold_id, quantity, ttl, slot_id, fresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local counts = redis.call('HMGET', mirror, 'cap', 'booked', 'held', 'open', 'starts', 'forget', 'seen', 'unsure')
+local counts = redis.call('HMGET', mirror, 'cap', 'booked', 'held', 'open', 'starts', 'forget', 'seen', 'unsure', 'twice', 'until')
 if not counts[1] then return {'missing'} end
 local capacity, booked, held = tonumber(counts[1]), tonumber(counts[2]), tonumber(counts[3])
 
@@ -27,8 +27,8 @@ for _, id in ipairs(lapsed) do
   redis.call('HDEL', parties, id)
 end
 if #lapsed > 0 then redis.call('HSET', mirror, 'held', held) end
+if now < tonumber(counts[10] or 0) then held = math.max(0, held - tonumber(counts[9])) end -- see settle
 local left = capacity - booked - held
-
 local expires = redis.call('ZSCORE', holds, hold_id)
 if expires then
   local mine, since = string.match(redis.call('HGET', parties, hold_id) or '0:0', '^(%d+):(%d+)$')
@@ -50,8 +50,8 @@ redis.call('ZREM', settled, 'released:' .. hold_id) -- a keyed request may hold 
 redis.call('HSET', parties, hold_id, quantity .. ':' .. string.format('%.0f', now))
 redis.call('HINCRBY', mirror, 'held', quantity)
 redis.call('ZADD', active, 'GT', expires, slot_id)
-redis.call('ZREMRANGEBYSCORE', active, '-inf', now) -- nobody may ever read it: it must not keep the slots of the past
-redis.call('PEXPIREAT', active, counts[6])
+redis.call('PEXPIREAT', active, counts[6]) -- nobody may ever read it: nor does it keep the slots of the past
+redis.call('ZREMRANGEBYSCORE', active, '-inf', now)
 if #redis.call('ZRANGE', holds, 0, 1) == 1 then -- the first hold makes the keys: let them be forgotten with the slot
   redis.call('PEXPIREAT', holds, counts[6])
   redis.call('PEXPIREAT', parties, counts[6])

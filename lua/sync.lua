@@ -1,5 +1,5 @@
 -- sync: bring the mirror of a slot to what Postgres says. Newer wins, so repeating and reordering it is harmless.
--- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  cap booked ver open starts forget seen held unsure: the slot's counts
+-- KEYS[1]  hf:{<resource_id>}:<slot_id>:mirror    hash  the slot's counts, see settle
 -- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- ARGV[1]  capacity     ARGV[2]  booked      ARGV[3]  version      ARGV[4]  open, 1 or 0
@@ -14,7 +14,8 @@ local repair = ARGV[7] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local known = tonumber(redis.call('HGET', mirror, 'ver') or -1)
+local counts = redis.call('HMGET', mirror, 'ver', 'booked', 'twice')
+local known, more = tonumber(counts[1] or -1), tonumber(booked) - tonumber(counts[2] or 0)
 if version < known and not repair then return {'older'} end
 if known < 0 or repair then -- a mirror lost and made again finds the holds that outlived it
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', holds, '-inf', now)) do
@@ -26,7 +27,11 @@ if known < 0 or repair then -- a mirror lost and made again finds the holds that
   redis.call('HSET', mirror, 'held', held)
 end
 -- Bookings that no settle told of have left no record: their keyed retries must be looked up before a refusal.
-if tonumber(booked) > tonumber(redis.call('HGET', mirror, 'booked') or 0) then redis.call('HSET', mirror, 'unsure', 1) end
+if more > 0 then
+  redis.call('HSET', mirror, 'unsure', 1)
+  -- Some of them may be on their way to settle, and still be counted as holds as well.
+  if known >= 0 then redis.call('HSET', mirror, 'twice', tonumber(counts[3] or 0) + more, 'until', now + 2000) end
+end
 redis.call('HSET', mirror, 'cap', capacity, 'booked', booked, 'ver', version, 'open', open, 'starts', starts,
   'forget', forget, 'seen', now)
 redis.call('PEXPIREAT', mirror, forget)

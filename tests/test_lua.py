@@ -430,7 +430,7 @@ async def test_settling_turns_the_hold_into_a_booking(holds: ClockedHolds, repea
     hold_id = await held(holds, facts, 2)
     await held(holds, facts, 1)
     words = [await settle_word(holds, counts_of(facts, booked=2, version=2), hold_id) for _ in range(repeats)]
-    assert words == ["settled"] * repeats
+    assert words == ["settled"] + ["older"] * (repeats - 1)
     assert await room(holds, facts) == Room(3, 2, 1, open=True)
     await assert_adds_up(holds.client, facts)
 
@@ -476,6 +476,9 @@ async def test_settling_a_lapsed_hold_applies_the_counts_all_the_same(holds: Clo
     holds.tick(TTL)
     other = await held(holds, facts)
     assert await settle_word(holds, counts_of(facts, capacity=1, booked=1, version=2), hold_id) == "settled"
+    # Whether the other hold is the one that was booked, nobody can tell for a moment: Postgres would.
+    assert await room(holds, facts) == Room(1, 1, 0, open=True)
+    holds.tick(2000)
     assert await room(holds, facts) == Room(1, 1, 1, open=True)
     assert await holds.release(facts, other, has_token=False)
     await assert_adds_up(holds.client, facts)

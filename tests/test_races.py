@@ -248,6 +248,12 @@ async def test_s0_9_each_booking_is_audited_in_its_own_transaction(service: Serv
         assert len(answer.json()["data"]) == 3
 
 
+async def test_as_many_rivals_as_places_all_get_one(service: Service):
+    """Between a commit and its settle a place is both held and booked: it must not count twice."""
+    for _ in range(3):
+        await assert_race(service, 100, [1] * 100, winners=100)
+
+
 @pytest.mark.parametrize("capacity", [1, 30])
 async def test_a_crowd_is_turned_away_by_redis_alone(with_redis: Service, capacity: int):
     """A crowd waits for its turns at Redis; whoever took that for a dead Redis would send it to Postgres."""
