@@ -1,7 +1,16 @@
 """Fixtures for every test."""
 
-import pytest
+import logging
+from collections.abc import Iterator
 
+import pytest
+import structlog
+
+import app.booking
+import app.engine
+import app.holds
+import app.ledger
+import app.mirror
 from tests.service import bundled_redis_server, postgres, service, with_redis, without_redis
 
 #: Shared from here, so that a session starts each server once.
@@ -12,3 +21,14 @@ __all__ = ["bundled_redis_server", "postgres", "service", "with_redis", "without
 def anyio_backend() -> str:
     """The service runs on asyncio, and so do its tests."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_at_the_start() -> Iterator[None]:
+    """Undo what a command does to the logs of its own process: here it shares one with every other test."""
+    yield
+    logging.disable(logging.NOTSET)
+    structlog.reset_defaults()
+    for module in (app.booking, app.engine, app.holds, app.ledger, app.mirror):
+        if hasattr(module, "log"):
+            module.log = structlog.get_logger()  # the old one remembers how it was first used
