@@ -13,7 +13,7 @@ BIN := .venv/bin
 UV_READY := .tools/uv-$(UV_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format load clean
+.PHONY: help run test check format load bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: .venv/.dev ## write the code in the one format
 
 load: .venv/.dev ## the k6 scripts, against BASE_URL with OPERATOR_KEY, or against a demo of their own
 	@k6/run.sh
+
+bench: .venv/.dev ## how fast it is here, and compared with what; `make bench ARGS=--quick` for a first look
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## remove what was built; the data in .holdfast stay
 	rm -rf .venv .tools .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis reports dist
