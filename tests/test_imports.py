@@ -9,6 +9,7 @@ APP = Path(__file__).parent.parent / "app"
 
 #: What each module may import of ours. `api` and `cli` stand for their packages.
 ALLOWED = {
+    "coalesce": {"errors"},
     "paths": set(),
     "domain": set(),
     "errors": set(),
