@@ -7,6 +7,7 @@ wrong use.
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,21 @@ from types import FrameType
 import rich_click as click
 from rich.console import Console
 
-from tests.bench import report
-from tests.bench.load import LoadFailed
-from tests.bench.measure import Bench, Plan, verdicts
+from app.embedded import EmbeddedError
+from tests.bench import million, report
+from tests.bench.judge import verdicts
+from tests.bench.load import LoadFailed, find_driver
+from tests.bench.measure import Bench, Plan, sell_out
 from tests.bench.rows import Group, chosen
 from tests.bench.seed import Seeder
-from tests.bench.stack import BenchFailed, serving, stores
+from tests.bench.stack import BenchFailed, serving, stores, versions
 
-#: Of the table, where no terminal says how wide it is.
-WIDTH = 130
+#: What the tables need: a narrower terminal breaks their lines, which is better than leaving figures out.
+WIDTH = 128
+#: Between two lines of progress where there is no terminal.
+TELL_SECONDS = 5.0
+#: The name, for --only, of the part that is no row.
+MILLION = "million"
 #: Rounds and seconds of each, by default and with --quick.
 DEFAULT, QUICK = (4, 3), (3, 1)
 
@@ -34,6 +41,7 @@ DEFAULT, QUICK = (4, 3), (3, 1)
 @click.option("--workers", metavar="N,…", default="1,2", show_default=True, help="Worker processes, one run for each")
 @click.option("--rounds", type=click.IntRange(1, 100), help=f"Rounds  [default: {DEFAULT[0]}; quick: {QUICK[0]}]")
 @click.option("--seconds", type=click.IntRange(1, 60), help=f"Of each  [default: {DEFAULT[1]}; quick: {QUICK[1]}]")
+@click.option("--driver", type=click.Choice(["wrk", "k6"]), help="Who asks  [default: wrk where there is one]")
 @click.option("--without-million", is_flag=True, help="Leave out the part with a million slots and holds")
 @click.option("--json", "path", type=click.Path(path_type=Path), default=Path("reports/bench.json"), show_default=True)
 def main(
@@ -42,21 +50,28 @@ def main(
     workers: str,
     rounds: int | None,
     seconds: int | None,
+    driver: str | None,
     without_million: bool,
     path: Path,
 ) -> None:
-    """Measure, print a table, and leave the same as JSON."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    """Measure, print tables, and leave the same as JSON.
+
+    With `million` among the rows of --only, or without --only, also beside a million slots and holds.
+    """
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    default = QUICK if quick else DEFAULT
+    names = frozenset(filter(None, only.split(",")))
     try:
-        groups = chosen(frozenset(filter(None, only.split(","))))
+        groups = chosen(names - {MILLION}) if names != {MILLION} else []
         counts = [int(count) for count in workers.split(",")]
+        plan = Plan(rounds or default[0], seconds or default[1], driver or find_driver())
+        with_million = MILLION in names or not (names or without_million)
+        with _stoppable(), _telling(console) as tell:
+            result = _run(groups, counts, plan, with_million=with_million, tell=tell)
     except (KeyError, ValueError) as error:
         raise click.UsageError(str(error.args[0])) from None
-    plan = Plan(rounds or (QUICK if quick else DEFAULT)[0], seconds or (QUICK if quick else DEFAULT)[1])
-    try:
-        with _stoppable():
-            result = _run(console, groups, counts, plan)
-    except (BenchFailed, LoadFailed) as error:
+    except (BenchFailed, LoadFailed, EmbeddedError) as error:
         raise click.ClickException(str(error)) from None
     report.show(console, result)
     report.write(path, result)
@@ -64,36 +79,68 @@ def main(
     sys.exit(1 if result.wrongs else 0)
 
 
-def _run(console: Console, groups: Sequence[Group], counts: Sequence[int], plan: Plan) -> report.Report:
-    parts, wrongs = [], list[str]()
-    about = report.about(plan)
-    with console.status("starting") as status:
-        for workers in counts:
-            bench = _measured(groups, workers, plan, lambda what, n=workers: status.update(f"{_processes(n)}: {what}"))
-            parts.append(report.part(workers, groups, bench.samples, verdicts(groups, bench.samples)))
-            wrongs += bench.wrongs
-    return report.Report(about, parts, wrongs)
+def _run(
+    groups: Sequence[Group], counts: Sequence[int], plan: Plan, *, with_million: bool, tell: Callable[[str], None]
+) -> report.Report:
+    result = report.Report(report.about(plan), [], [])
+    if groups:
+        for count in counts:
+            _measure(groups, count, plan, tell, result)
+    if with_million:
+        with _scratch() as home:
+            part, wrongs = million.measure(home, plan, tell)
+        result.parts.append(part)
+        result.wrongs.extend(wrongs)
+    return result
 
 
-def _measured(groups: Sequence[Group], workers: int, plan: Plan, tell: Callable[[str], None]) -> Bench:
+def _measure(
+    groups: Sequence[Group], workers: int, plan: Plan, tell: Callable[[str], None], result: report.Report
+) -> None:
     """Measure all rows on stores and workers of their own, so that every number of workers begins alike."""
+    name = f"{workers} worker{'s' if workers > 1 else ''}"
+    tell(f"{name}: starting the stores")
+    with _scratch() as home, stores(home / "stores") as running:
+        result.about.update(versions(running))
+        tell(f"{name}: making slots")
+        seeder = Seeder(running.database_url, home / "slots")
+        slots = seeder.all()
+        with serving(running, workers, home / "service") as server:
+            sell_out(server, slots["sold_out"])
+            bench = Bench(server, seeder, slots, plan, lambda what: tell(f"{name}: {what}"))
+            for group in groups:
+                bench.run(group)
+            tell(f"{name}: are the counts right?")
+            bench.books.close()
+    titles = {row.name: row.title for group in groups for row in group.rows}
+    judged = verdicts(groups, bench.samples)
+    result.parts.append(report.part(name, titles, bench.samples, judged, bench.facts))
+    result.wrongs.extend(f"{name}: {wrong}" for wrong in bench.books.wrongs)
+
+
+@contextmanager
+def _telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """Say what is being done: on one line of a terminal; elsewhere, such as in a log, a line every few seconds."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield status.update
+        return
+    began = time.monotonic()
+    last = began - TELL_SECONDS
+
+    def tell(what: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= TELL_SECONDS:
+            last = now
+            print(f"{now - began:5.0f} s  {what}", file=sys.stderr, flush=True)
+
+    yield tell
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
-        home = Path(directory)
-        tell("starting the stores")
-        with stores(home / "stores") as running:
-            tell("making slots")
-            seeder = Seeder(running.database_url, home / "slots")
-            slots = seeder.all()
-            with serving(running, workers, home / "service") as server:
-                bench = Bench(server, seeder, slots, plan, tell)
-                for group in groups:
-                    bench.run(group)
-                bench.check_books()
-                return bench
-
-
-def _processes(workers: int) -> str:
-    return f"{workers} worker{'s' if workers > 1 else ''}"
+        yield Path(directory)
 
 
 @contextmanager

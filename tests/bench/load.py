@@ -44,19 +44,25 @@ class Load(msgspec.Struct, frozen=True):
     broken: int  # connections refused, cut or timed out
 
 
-def driver() -> tuple[str, str]:
-    """Name the driver and its version.
+def find_driver() -> str:
+    """Choose wrk where it is installed, else k6.
 
     Raises:
-        LoadFailed: neither is installed.
+        LoadFailed: neither is.
     """
     if shutil.which("wrk"):
-        said = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)
-        return "wrk", (said.stdout + said.stderr).split("\n")[0].split(" [")[0].removeprefix("wrk ").strip()
-    if k6 := _k6():
-        said = subprocess.run([k6, "version"], capture_output=True, text=True, check=False)
-        return "k6", said.stdout.split("\n")[0].removeprefix("k6 ").split(" (")[0]
+        return "wrk"
+    if _k6():
+        return "k6"
     raise LoadFailed("wrk is missing (apt-get install wrk), and so is k6 (uv sync)")
+
+
+def version_of(driver: str) -> str:
+    if driver == "wrk":
+        said = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)
+        return (said.stdout + said.stderr).split("\n")[0].split(" [")[0].removeprefix("wrk ").strip()
+    said = subprocess.run([_k6() or "k6", "version"], capture_output=True, text=True, check=False)
+    return said.stdout.split("\n")[0].removeprefix("k6 ").split(" (")[0]
 
 
 def _k6() -> str | None:
@@ -65,16 +71,16 @@ def _k6() -> str | None:
     return str(beside) if beside.exists() else shutil.which("k6")
 
 
-def send(url: str, shot: Shot, seconds: int) -> Load:
+def send(driver: str, url: str, shot: Shot, seconds: int) -> Load:
     """Send as many requests as the service answers, each connection one after the other.
 
     Raises:
         LoadFailed
     """
-    return _wrk(url, shot, seconds) if shutil.which("wrk") else _with_k6(url, shot, seconds)
+    return _with_wrk(url, shot, seconds) if driver == "wrk" else _with_k6(url, shot, seconds)
 
 
-def _wrk(url: str, shot: Shot, seconds: int) -> Load:
+def _with_wrk(url: str, shot: Shot, seconds: int) -> Load:
     command = ["wrk", "-t", str(THREADS), "-c", str(shot.connections), "-d", f"{seconds}s", "--latency"]
     command += ["--timeout", "10s", "-s", str(HERE / "post.lua"), url, "--", shot.path, shot.body, str(shot.slots)]
     command += [secrets.token_hex(8) if shot.keyed else ""]
@@ -116,9 +122,6 @@ def parse_wrk(text: str) -> Load:
 
 
 def _with_k6(url: str, shot: Shot, seconds: int) -> Load:
-    k6 = _k6()
-    if k6 is None:
-        raise LoadFailed("neither wrk nor k6 is installed")
     values = {
         "URL": url + shot.path,
         "BODY": shot.body,
@@ -127,7 +130,7 @@ def _with_k6(url: str, shot: Shot, seconds: int) -> Load:
         "CONNECTIONS": str(shot.connections),
         "SECONDS": str(seconds),
     }
-    command = [k6, "run", "--quiet", "--no-usage-report", "--address", ""]
+    command = [_k6() or "k6", "run", "--quiet", "--no-usage-report", "--address", ""]
     for name, value in values.items():
         command += ["--env", f"{name}={value}"]
     return parse_k6(_output([*command, str(HERE / "post.js")], seconds))

@@ -13,14 +13,17 @@ from typing import Any
 import msgspec
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tests.bench.load import driver
-from tests.bench.measure import Plan, Sample, Verdict, middle
-from tests.bench.rows import Group
+from tests.bench.judge import Fact, Sample, Verdict, middle
+from tests.bench.load import version_of
+from tests.bench.measure import Plan
 from tests.bench.stack import ROOT
 
-PACKAGES = ("litestar", "uvicorn", "msgspec", "uvloop", "httptools", "psycopg", "redis", "sqlalchemy")
+#: Above it, somebody else's work shows in the figures.
+NOISY = 0.1
+PACKAGES = ("litestar", "uvicorn", "msgspec", "uvloop", "httptools", "psycopg", "redis-py", "sqlalchemy")
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -34,46 +37,46 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    workers: int
+    """One table."""
+
+    title: str
     lines: list[Line]
+    facts: list[Fact]
 
 
 class Report(msgspec.Struct, frozen=True):
     about: dict[str, Any]
     parts: list[Part]
+    #: Not empty: the answers were not all true, and the figures mean nothing.
     wrongs: list[str]
 
 
 def part(
-    workers: int, groups: Sequence[Group], samples: Mapping[str, Sequence[Sample]], judged: Sequence[Verdict]
+    title: str,
+    titles: Mapping[str, str],
+    samples: Mapping[str, Sequence[Sample]],
+    judged: Sequence[Verdict],
+    facts: Sequence[Fact],
 ) -> Part:
+    """Put together what was measured; `titles` names the rows in the order of the table."""
     lines = [
-        Line(
-            row.name,
-            row.title,
-            middle(samples[row.name]),
-            list(samples[row.name]),
-            [verdict for verdict in judged if verdict.row == row.name],
-        )
-        for group in groups
-        for row in group.rows
+        Line(name, its_title, middle(samples[name]), list(samples[name]), [v for v in judged if v.row == name])
+        for name, its_title in titles.items()
     ]
-    return Part(workers, lines)
+    return Part(title, lines, list(facts))
 
 
 def about(plan: Plan) -> dict[str, Any]:
-    name, its_version = driver()
+    """Tell of the machine, the code and the run; what the stores say of themselves comes later."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_before": round(os.getloadavg()[0], 2),
-        "driver": f"{name} {its_version}",
+        "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "rounds": f"{plan.rounds} of {plan.seconds} s",
+        plan.driver: version_of(plan.driver),
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "rounds": plan.rounds,
-        "seconds": plan.seconds,
+        **{package: version(package.removesuffix("-py")) for package in PACKAGES},
     }
 
 
@@ -88,26 +91,44 @@ def show(console: Console, report: Report) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in report.about.items()), style="dim", highlight=False)
     for part in report.parts:
         console.print(_table(part))
+        for fact in part.facts:
+            console.print(f"  {_told(fact)}", highlight=False)
+        if (others := _others(part)) > NOISY:
+            console.print(f"  [yellow]others had {others:.0%} of this machine meanwhile: not for publication[/]\n")
     for wrong in report.wrongs:
-        console.print(f"[red]✗[/] {wrong}", highlight=False)
+        console.print(f"[red]✗[/] {escape(wrong)}", highlight=False)
     if report.wrongs:
-        console.print("[red bold]VOID: the answers were not all true, so the figures mean nothing[/]")
+        console.print("[red bold]VOID: not all answers were true, so the figures mean nothing[/]")
 
 
 def _table(part: Part) -> Table:
-    title = f"{part.workers} worker{'s' if part.workers > 1 else ''}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=part.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("row", no_wrap=True)
-    for name in ("requests/s", "p50 ms", "p99 ms", "CPU µs", "ratio", "rounds", "goal"):
+    columns = ("req/s", "p50 ms", "p99 ms", "app µs", "pg µs", "redis µs", "ratio", "rounds", "goal")
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("to", no_wrap=True)
     for line in part.lines:
         middle = line.median
-        figures = (_number(middle.per_second, 0), *(_number(f, 1) for f in (middle.p50_ms, middle.p99_ms)))
-        cells = [line.title, *figures, _number(middle.cpu_us, 0)]
+        times = [_number(figure, 1) for figure in (middle.p50_ms, middle.p99_ms)]
+        costs = [_number(figure, 0) for figure in (middle.app_us, middle.postgres_us, middle.redis_us)]
+        cells = [line.title, _number(middle.per_second, 0), *times, *costs]
         for number, verdict in enumerate(line.verdicts or [None]):
-            table.add_row(*(cells if number == 0 else [""] * 5), *_judged(verdict))
+            table.add_row(*(cells if number == 0 else [""] * len(cells)), *_judged(verdict))
     return table
+
+
+def _told(fact: Fact) -> str:
+    value = f"{fact.value:.2%}" if fact.unit == "share" else f"{fact.value:,.0f} {fact.unit}"
+    if fact.at_most is None:
+        return f"{fact.title}: {value}"
+    colour, mark = ("green", "✓") if fact.hit else ("red", "✗")
+    most = f"{fact.at_most:.0%}" if fact.unit == "share" else f"{fact.at_most:,.0f}"
+    return f"{fact.title}: [{colour}]{value}[/], at most {most} [{colour}]{mark}[/]"
+
+
+def _others(part: Part) -> float:
+    return max((line.median.others or 0 for line in part.lines), default=0)
 
 
 def _judged(verdict: Verdict | None) -> tuple[str, ...]:
@@ -117,10 +138,14 @@ def _judged(verdict: Verdict | None) -> tuple[str, ...]:
     sign = "≥" if verdict.at_least else "≤"
     return (
         f"[{colour}]{verdict.ratio:.2f}[/]",
-        f"{verdict.lowest:.2f} to {verdict.highest:.2f}",
+        f"{verdict.lowest:.2f}-{verdict.highest:.2f}",
         f"{sign} {verdict.bound:g} [{colour}]{mark}[/]",
-        verdict.against + (" p99" if verdict.figure == "p99_ms" else ""),
+        _short(verdict.against) + (" p99" if verdict.figure == "p99_ms" else ""),
     )
+
+
+def _short(row: str) -> str:
+    return "1k" if row.endswith("_1k") else row.split("_")[0]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -128,5 +153,6 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write(path: Path, report: Report) -> None:
+    """Leave the same for programs, with every round."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(msgspec.to_builtins(report), indent=2, ensure_ascii=False) + "\n")

@@ -13,9 +13,9 @@ from app.tokens import new_id
 #: The most a slot can have (migrations): hot slots never run out.
 BIG = 100_000
 HOURS = dt.timedelta(hours=1)
-#: Slots of one resource beside the one that is sold out; some of them have room, as in life.
+#: Slots of one resource beside the one that is sold out; a quarter of them is sold out too, as in life.
 NEIGHBOURS = 20
-SOLD_OUT_CAPACITY = 10
+SMALL = 10
 
 
 class Slots(msgspec.Struct, frozen=True):
@@ -71,25 +71,17 @@ class Seeder:
                 _copy(connection, "slots_textbook (id, starts_at, ends_at, capacity, available_count)", rows_textbook)
         return Slots(ids, of, self._file(name, ids))
 
-    def sold_out(self, name: str) -> Slots:
-        """Make a slot without room between neighbours, every fourth of which has none either."""
-        around = self.slots(name, NEIGHBOURS + 1, SOLD_OUT_CAPACITY, per_resource=NEIGHBOURS + 1)
-        middle = NEIGHBOURS // 2
-        full = [i for number, i in enumerate(around.ids) if number == middle or number % 4 == 0]
-        with self._connect() as connection:
-            for slot_id in full:
-                connection.execute(
-                    "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name,"
-                    " customer_email, fingerprint, available_after, confirmed_at)"
-                    " VALUES (%s, %s, %s, false, %s, 'confirmed', 'Ada Lovelace', 'ada@example.com', %s, 0, now())",
-                    (new_id(), self.venue, slot_id, SOLD_OUT_CAPACITY, b"\0"),
-                )
-        return Slots([around.ids[middle]], [around.resources[middle]], self._file(name, [around.ids[middle]]))
+    def neighbours(self, name: str) -> Slots:
+        """Make the slot that is to be sold out, first in the list, and its neighbours. The file names only that one."""
+        around = self.slots(name, NEIGHBOURS + 1, SMALL, per_resource=NEIGHBOURS + 1)
+        middle = [around.ids[NEIGHBOURS // 2]]
+        ids = middle + [slot_id for slot_id in around.ids if slot_id not in middle]
+        return Slots(ids, around.resources, self._file(name, middle))
 
     def all(self) -> dict[str, Slots]:
         """Make what every row but the hot ones needs, by the name of its use."""
         slots = {
-            "sold_out": self.sold_out("sold-out"),
+            "sold_out": self.neighbours("sold-out"),
             "big": self.slots("big", 1_000, BIG),
             "spread": self.slots("spread", 20_000, 1_000, textbook=True),
         }

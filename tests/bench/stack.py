@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import embedded
@@ -33,7 +34,6 @@ STOP_SECONDS = 15.0
 #: Requests in flight when the driver leaves are still answered; after this long without a change all of them are.
 SETTLE_SECONDS = 0.1
 MAX_SETTLE_SECONDS = 15.0
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 #: (route, status) -> answers
 Answers = Counter[tuple[str, str]]
@@ -59,9 +59,19 @@ def stores(home: Path) -> Iterator[Stores]:
 
 
 def migrate(database_url: str) -> None:
+    """Bring a new database to the newest schema, with the tables of the baseline."""
     upgrade(database_url)
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(textbook.TABLES)
+
+
+def versions(stores: Stores) -> dict[str, str]:
+    with psycopg.connect(stores.database_url, autocommit=True) as connection:
+        [postgres] = connection.execute("SHOW server_version").fetchall()
+        [fsync] = connection.execute("SHOW fsync").fetchall()
+    with redis.Redis.from_url(stores.redis_url) as client:
+        its_version = client.info("server")["redis_version"]
+    return {"redis": its_version, "postgres": postgres[0], "fsync": fsync[0]}
 
 
 class Server:
@@ -88,10 +98,6 @@ class Server:
             return answer.status, answer.read()
         finally:
             connection.close()
-
-    def metric(self, name: str) -> float:
-        """Sum a metric over its labels and all workers."""
-        return sum(value for sample, _, value in self._samples() if sample == name)
 
     def answers(self) -> Answers:
         """Tell how many answers were given so far, by route and status."""
@@ -121,9 +127,13 @@ class Server:
         families = text_string_to_metric_families(text.decode())
         return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
-    def cpu_seconds(self) -> list[float]:
-        """Tell how much CPU each worker has used, in user and system mode."""
-        return [cpu_seconds(worker.pid) for worker in self._workers]
+    @property
+    def workers(self) -> int:
+        return len(self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
 
     def check_alive(self) -> None:
         if any(worker.poll() is not None for worker in self._workers):
@@ -137,11 +147,6 @@ class Server:
     def forget_log(self) -> None:
         """A line per request is part of the service; gigabytes of them are not part of the benchmark."""
         os.truncate(self.log, 0)
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 @contextmanager
