@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from app.errors import DatabaseUnavailable
-from app.ledger import _FORGET_ANSWERS, FORGET_BATCH, CommitRequest, InDoubt, Ledger, RuleViolated
+from app.errors import Busy, DatabaseUnavailable
+from app.ledger import _FORGET_ANSWERS, FORGET_BATCH, CommitRequest, InDoubt, Ledger, RuleViolated, _jsonb
 from tests.service import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -70,13 +70,11 @@ def statuses(sql: Connection, slot_id: UUID) -> list[str]:
     return [status for (status,) in found]
 
 
-def request(sql: Connection, slot_id: UUID) -> CommitRequest:
+def request(sql: Connection, slot_id: UUID, **more: Any) -> CommitRequest:
     row = sql.execute("SELECT venue_id FROM slots WHERE id = %s", (slot_id,)).fetchone()
     assert row is not None
-    return CommitRequest(
-        id=uuid4(), slot_id=slot_id, venue_id=row[0], quantity=1, status="confirmed", actor="customer",
-        name="Ada", email="ada@example.com",
-    )  # fmt: skip
+    fields = {"id": uuid4(), "quantity": 1, "status": "confirmed", "name": "Ada", "email": "ada@example.com", **more}
+    return CommitRequest(slot_id=slot_id, venue_id=row[0], actor="customer", **fields)
 
 
 # -- lapsed holds -----------------------------------------------------------------------------------------------------
@@ -135,6 +133,89 @@ async def test_a_sweep_is_not_held_up_by_a_slot_with_many_lapsed_holds(url: str,
         assert await ledger.sweep(2) == [locked]
         assert await ledger.sweep(2) == []
     assert sql.execute("SELECT count(*) FROM bookings WHERE status <> 'expired'").fetchall() == [(0,)]
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_list_is_decided_in_its_order_and_told_in_its_order(url: str, sql: Connection) -> None:
+    first, second = make_slots(sql, 0, 2, kind="event", capacity=5)
+    wanted = [(second, 2), (first, 4), (second, 4), (first, 6), (second, 3), (first, 1), (first, 1)]
+    async with opened(url) as ledger:
+        outcomes = await ledger.commit([request(sql, slot_id, quantity=quantity) for slot_id, quantity in wanted])
+    told = [(outcome.word, outcome.available_after) for outcome in outcomes]
+    assert told == [
+        ("booked", 3),
+        ("booked", 1),
+        ("full", 3),
+        ("too_many", 1),
+        ("booked", 0),
+        ("booked", 0),
+        ("full", 0),
+    ]
+    assert [outcome.counts and (outcome.counts.slot_id, outcome.counts.available_count) for outcome in outcomes] == [
+        (slot_id, 0) for slot_id, _ in wanted
+    ]
+    logged = sql.execute("SELECT slot_id, (data ->> 'quantity')::int FROM events ORDER BY seq").fetchall()
+    assert logged == [wanted[0], wanted[1], wanted[4], wanted[5]]
+
+
+async def test_a_slot_locked_by_somebody_is_given_up_by_the_list_and_the_others_are_booked_alone(
+    url: str, sql: Connection
+) -> None:
+    slots = make_slots(sql, 0, 2, 4)
+    requests = [request(sql, slot_id) for slot_id in slots]
+    async with opened(url) as ledger:
+        with psycopg.connect(url) as rival:
+            rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (slots[1],))
+            with pytest.raises(Busy):
+                await ledger.commit(requests)
+            assert sql.execute("SELECT count(*) FROM bookings").fetchall() == [(0,)]
+            words = [(await ledger.commit_one(requests[n])).word for n in (0, 2)]
+        words.append((await ledger.commit_one(requests[1])).word)
+    assert words == ["booked"] * 3
+
+
+@pytest.mark.parametrize(
+    ("requests", "before", "after"),
+    [(1, "1s", "1s"), (2, "1s", "250ms"), (2, "0", "250ms"), (2, "100ms", "100ms"), (2, "1min", "250ms")],
+)
+def test_only_lists_wait_shortly_for_a_lock(url: str, sql: Connection, requests: int, before: str, after: str) -> None:
+    (slot_id,) = make_slots(sql, 0, capacity=5)
+    listed = [request(sql, slot_id) for _ in range(requests)]
+    with psycopg.connect(url) as connection:
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", (before,))
+        connection.execute("SELECT * FROM commit_bookings(%s, %s)", (uuid4(), _jsonb(listed)))
+        assert connection.execute("SHOW lock_timeout").fetchone() == (after,)
+        connection.commit()
+        assert connection.execute("SHOW lock_timeout").fetchone() == (before,)
+
+
+async def test_one_hold_is_not_confirmed_twice_by_one_list(url: str, sql: Connection) -> None:
+    (slot_id,) = make_slots(sql, 0, capacity=5)
+    hold(sql, slot_id, ends_in=60)
+    [(hold_id,)] = sql.execute("SELECT id FROM bookings").fetchall()
+    rivals = [request(sql, slot_id, id=hold_id, name=name) for name in ("Ada", "Grace")]
+    async with opened(url) as ledger:
+        with pytest.raises(RuleViolated, match="bookings_pkey"):
+            await ledger.commit(rivals)
+        assert statuses(sql, slot_id) == ["held"]
+        words = [(await ledger.commit_one(rival)).word for rival in rivals]
+    assert words == ["booked", "resolved"]
+    assert sql.execute("SELECT type FROM events").fetchall() == [("booking.confirmed",)]
+
+
+async def test_no_commit_reads_a_table_whole_though_its_plans_were_made_when_all_were_empty(
+    url: str, sql: Connection
+) -> None:
+    slots = make_slots(sql, *range(0, 40, 2), kind="event", capacity=100)
+    async with opened(url) as ledger:
+        for _ in range(20):
+            listed = [request(sql, slot_id, key=str(uuid4()), fingerprint="00") for slot_id in slots]
+            assert {outcome.word for outcome in await ledger.commit(listed)} == {"booked"}
+    # Statistics are reported at the latest when a connection ends, as it has by now.
+    read = sql.execute("SELECT relname, seq_tup_read FROM pg_stat_user_tables WHERE relname IN ('bookings', 'events')")
+    assert sorted(read) == [("bookings", 0), ("events", 0)]
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
