@@ -88,9 +88,7 @@ def _run(
             _measure(groups, count, plan, tell, result)
     if with_million:
         with _scratch() as home:
-            part, wrongs = million.measure(home, plan, tell)
-        result.parts.append(part)
-        result.wrongs.extend(wrongs)
+            million.measure(home, plan, tell, result)
     return result
 
 

@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -66,8 +67,8 @@ def version_of(driver: str) -> str:
 
 
 def _k6() -> str | None:
-    """Find k6 where k6/run.sh does."""
-    beside = HERE.parents[1] / ".venv/bin/k6"
+    """Find the k6 of this environment, or else any."""
+    beside = Path(sys.executable).with_name("k6")
     return str(beside) if beside.exists() else shutil.which("k6")
 
 

@@ -19,7 +19,7 @@ from tests.bench import judge, raw, report
 from tests.bench.measure import Bench, Plan, sell_out
 from tests.bench.rows import GROUPS, HOLD, Goal, Row
 from tests.bench.seed import BIG, Seeder, Slots
-from tests.bench.stack import BenchFailed, Stores, migrate, serving, stores
+from tests.bench.stack import BenchFailed, Stores, migrate, serving, stores, versions
 
 MANY, FEW = 1_000_000, 1_000
 HOLDS_EACH = 10
@@ -44,9 +44,10 @@ class Side(msgspec.Struct, frozen=True):
     slots: dict[str, Slots]
 
 
-def measure(home: Path, plan: Plan, tell: Callable[[str], None]) -> tuple[report.Part, list[str]]:
-    """Fill both, measure in turns, and return the table and what was wrong."""
+def measure(home: Path, plan: Plan, tell: Callable[[str], None], result: report.Report) -> None:
+    """Fill both, measure in turns, and add the table and what was wrong to the result."""
     with _two_stores(home) as (few, many):
+        result.about.update(versions(few))
         tell(f"making {FEW:,} slots and holds")
         few_seeder, few_slots, _ = _filled(few, FEW, home / "few", tell)
         tell(f"making {MANY:,} slots")
@@ -58,12 +59,12 @@ def measure(home: Path, plan: Plan, tell: Callable[[str], None]) -> tuple[report
                 Side("1k", Bench(one, few_seeder, few_slots, plan, tell), few_slots),
                 Side("1m", Bench(other, many_seeder, many_slots, plan, tell), many_slots),
             ]
-            wrongs = [wrong for side in sides for wrong in _compare_with_service(side)]
+            result.wrongs.extend(wrong for side in sides for wrong in _compare_with_service(side))
             _measure_in_turns(sides, plan, tell)
             for side in sides:
                 side.bench.books.close()
-                wrongs += [f"beside {side.name}: {wrong}" for wrong in side.bench.books.wrongs]
-    return _part(sides, facts), wrongs
+                result.wrongs.extend(f"beside {side.name}: {wrong}" for wrong in side.bench.books.wrongs)
+    result.parts.append(_part(sides, facts))
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _pgbench() -> Path:
 # -- Redis ------------------------------------------------------------------------------------------------------------
 
 
-def hold(redis_url: str, resource_id: UUID, slot_id: UUID, seconds: int) -> Driven:
+def hold(redis_url: str, resource_id: UUID, slot_id: UUID, seconds: float) -> Driven:
     """Call hold.lua for one mirrored slot as fast as Redis answers, in pipelines on one connection."""
     command = holding(resource_id, slot_id)
     calls = 0

@@ -145,7 +145,7 @@ def _judged(verdict: Verdict | None) -> tuple[str, ...]:
 
 
 def _short(row: str) -> str:
-    return "1k" if row.endswith("_1k") else row.split("_")[0]
+    return "1k" if row.endswith("_1k") else row.split("_", maxsplit=1)[0]
 
 
 def _number(value: float | None, digits: int) -> str:
