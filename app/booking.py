@@ -42,7 +42,7 @@ from app.errors import (
     SlotUnavailable,
     Unavailable,
 )
-from app.holds import Extended, Full, Gone, RedisAway, Taken, to_ms
+from app.holds import Extended, Full, Gone, NotAsked, RedisAway, Taken, to_ms
 from app.ledger import CommitRequest, Outcome, StoredBooking
 from app.telemetry import BACKSTOP_CONFLICTS, OUTCOMES
 from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash
@@ -152,8 +152,12 @@ async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> bool:
             case "closed" | "past" as reason if not (keyed and await _was_booked(engine, claim)):
                 OUTCOMES.labels("book", "refused_early").inc()
                 raise await _not_open(engine, claim, reason)
-    except RedisAway:
-        return False  # the script may have run: its hold is ended by the settle of this very booking, or lapses
+    except RedisAway as away:
+        if claim.grant is None and not isinstance(away, NotAsked):
+            # The script may have run, or run yet. If the booking fails, nobody else would end that hold; if not, its
+            # settle has, and giving it back a second time is harmless.
+            engine.mirror.give_back_later(claim.facts, claim.id, has_token=False)
+        return False
     return False  # settled or another quantity under the same key: Postgres knows the first request
 
 
@@ -236,7 +240,7 @@ async def _settle_later(engine: Engine, claim: Claim, request: BookingRequest, o
     """Have the mirror follow the commit. Remembered only where a retry can come back with the same id."""
     if outcome.counts:
         remember = request.key is not None or claim.grant is not None
-        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=remember))
+        await engine.holds.settle_later(outcome.counts, claim.id, remember=remember)
 
 
 async def _first_answer(engine: Engine, claim: Claim) -> tuple[Booking, str]:
@@ -413,7 +417,7 @@ async def _take_in_postgres(
         OUTCOMES.labels("hold", outcome.word).inc()
         raise await _refusal(engine, claim, outcome)
     if outcome.counts:  # the script may have run after all: the row stands for the hold, and must not count beside it
-        await engine.later(engine.holds.settle(outcome.counts, claim.id, remember=True))
+        await engine.holds.settle_later(outcome.counts, claim.id, remember=True)
     return Hold(
         claim.id,
         claim.facts.id,

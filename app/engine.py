@@ -61,8 +61,11 @@ class Engine:
         task.add_done_callback(self._later.discard)
 
     async def drain(self) -> None:
-        if self._later:
-            await asyncio.wait(self._later, timeout=DRAIN_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                if self._later:
+                    await asyncio.wait(self._later)
+                await self.holds.drain()
 
 
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:

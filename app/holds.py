@@ -8,8 +8,8 @@ event loop, and at once while the breaker is open. Knows nothing of Postgres.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,10 +24,10 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from app.coalesce import Coalescer
 from app.domain import Counts, Room, SlotFacts
-from app.errors import Overloaded
 from app.paths import lua_dir
-from app.telemetry import DEGRADED
+from app.telemetry import DEGRADED, GATHERED
 from app.tokens import from_ms
 
 log = structlog.get_logger()
@@ -55,7 +55,9 @@ READING_SCRIPTS = frozenset({"room", "inspect"})
 FORGET_AFTER = timedelta(days=1)
 #: Connections per process. More would only make Redis, which has one core, take turns more often.
 MAX_CONNECTIONS = 16
-#: Requests that may wait for one of them, and for how long: beyond it they are told to come back.
+#: Scripts of one pipeline: a fraction of a second of Redis at the very worst, and most of what gathering can save.
+MOST_TOGETHER = 200
+#: Requests that may wait for the next pipeline, and for how long: beyond it they are told to come back.
 MAX_WAITING = 2_000
 MAX_WAITING_SECONDS = 2.0
 #: Scripts that give places back or tell what was committed: they wait as long as it takes, for nobody would ask again.
@@ -76,6 +78,22 @@ _repairing: ContextVar[bool] = ContextVar("repairing", default=False)
 
 class RedisAway(Exception):
     """Redis did not answer, or cannot do its work. The script may have run."""
+
+    def with_cause(self, error: Exception) -> "RedisAway":
+        self.__cause__ = error  # as `raise … from` does, for one that is handed over and not raised here
+        return self
+
+
+class NotAsked(RedisAway):
+    """The breaker is open: nothing was sent, so no script can have run."""
+
+
+class NotTogether(Exception):
+    """A pipeline that was not sent because of what is in it."""
+
+
+class BrokenKeys(RedisAway):
+    """The keys of this one slot are no longer what the scripts made them; Redis serves the others."""
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -150,8 +168,8 @@ class Breaker:
     def is_open(self) -> bool:
         return self.open_since is not None
 
-    def failed(self) -> None:
-        self.failures += 1
+    def failed(self, times: int = 1) -> None:
+        self.failures += times
         if self.failures >= FAILURES_TO_OPEN and not self.is_open:
             self.open_since = datetime.now(UTC)
             self.opened.set()
@@ -225,8 +243,8 @@ class Holds:
         self.client = client
         self.breaker = Breaker()
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._waiting = 0
         self._scripts = read_scripts()
+        self._lanes: dict[str, Coalescer[Call, Reply]] = {}
 
     # -- one function per script ------------------------------------------------------------------------------------
 
@@ -275,6 +293,24 @@ class Holds:
         """End a hold whose booking was committed, and apply the commit's counts."""
         await self.run(self.settle_call(counts, hold_id, remember=remember))
 
+    async def settle_later(self, counts: Counts, hold_id: UUID, *, remember: bool) -> None:
+        """Settle without waiting for it, unless very many are waiting already. A Redis that is away is told when it
+        returns (`mirror.recover`).
+        """
+        if self.breaker.is_open:
+            return
+        call = self.settle_call(counts, hold_id, remember=remember)
+        lane = self._lane(call)
+        settled = lane.post(call)
+        settled.add_done_callback(_consume)
+        if lane.waiting > MAX_WAITING:
+            await asyncio.wait([settled])
+
+    async def drain(self) -> None:
+        """Wait until everything that was asked of Redis is answered."""
+        for lane in self._lanes.values():
+            await lane.drain()
+
     async def sync(self, counts: Sequence[Counts], *, repair: bool = False) -> None:
         """Bring the mirror of these slots to what Postgres said; newer wins, unless it is a repair."""
         await self.run_many([self.sync_call(c, repair=repair) for c in counts])
@@ -308,7 +344,7 @@ class Holds:
         for resource_id in resource_ids:
             key = f"hf:{{{resource_id}}}:active"
             await self._guarded(partial(self.client.zremrangebyscore, key, "-inf", earliest))
-            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1), "inspect")
+            members: Any = await self._guarded(partial(self.client.zrange, key, 0, -1))
             found += [(resource_id, UUID(member)) for member in members]
         return found
 
@@ -341,97 +377,123 @@ class Holds:
     # -- the one way to Redis ---------------------------------------------------------------------------------------
 
     async def run(self, call: Call) -> Reply:
-        script = self._scripts[call.script]
-        try:
-            return await self._guarded(partial(self._evalsha, script, call), call.script)
-        except redis_errors.NoScriptError:
-            return await self._guarded(partial(self._eval, script, call), call.script)
-
-    async def run_many(self, calls: Sequence[Call]) -> list[Reply]:
-        """Send calls in pipelines of at most 200; a Redis that lost its scripts is given them again, per reply.
-
-        A slot whose keys are broken answers with an empty reply, and is logged: the others are served all the same.
-        """
-        replies: list[Reply] = []
-        for start in range(0, len(calls), 200):
-            batch = calls[start : start + 200]
-            answers = await self._guarded(partial(self._pipelined, batch), batch[0].script)
-            for call, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, redis_errors.NoScriptError):
-                    replies.append(await self.run(call))
-                elif isinstance(answer, BaseException):
-                    log.error("redis_error", error=str(answer), script=call.script, key=call.keys[0])
-                    replies.append([])
-                else:
-                    replies.append(answer)
-        return replies
-
-    def _evalsha(self, script: Script, call: Call) -> Awaitable[Reply]:
-        return self.client.evalsha(script.sha, len(call.keys), *call.keys, *call.args)
-
-    def _eval(self, script: Script, call: Call) -> Awaitable[Reply]:
-        return self.client.eval(script.text, len(call.keys), *call.keys, *call.args)
-
-    async def _pipelined(self, calls: Sequence[Call]) -> list[Any]:
-        # transaction=False: each script is atomic by itself, and MULTI would tie keys of several shards together.
-        pipe = self.client.pipeline(transaction=False)
-        for call in calls:
-            pipe.execute_command("EVALSHA", self._scripts[call.script].sha, len(call.keys), *call.keys, *call.args)
-        answers = await pipe.execute(raise_on_error=False)
-        for answer in answers:
-            # Raised here, where it counts as a failure: a pipeline of refusals is no success.
-            if isinstance(answer, BaseException) and not _is_bug(answer):
-                raise answer
-        return answers
-
-    async def _guarded(self, operation: Callable[[], Awaitable[T]], script: str = "") -> T:
-        """Run one operation behind the breaker, in its turn, and bounded from the moment that its turn has come.
-
-        A crowd waiting for its turns says nothing about Redis; a success does, unless the script only reads, which
-        a read-only Redis does as well.
+        """Run one script, in one pipeline with all that are asked of its server meanwhile.
 
         Raises:
+            RedisAway: also when only this slot's keys are broken.
             Overloaded: too many are waiting, or this one has waited too long. Nothing was sent.
         """
         self._refuse_while_open()
-        async with self._turn(patient=script in PATIENT_SCRIPTS):
+        if _repairing.get():  # a lane is nobody's, and would find the breaker open
+            [reply] = await self._together([call])
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+        return await self._lane(call).ask(call, patient=call.script in PATIENT_SCRIPTS)
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Reply]:
+        """Run scripts in as few pipelines as possible.
+
+        A slot whose keys are broken answers with an empty reply, and is logged: the others are served all the same.
+
+        Raises:
+            RedisAway
+        """
+        self._refuse_while_open()
+        replies: list[Reply | BaseException] = []
+        if _repairing.get():
+            for start in range(0, len(calls), MOST_TOGETHER):
+                replies += await self._together(calls[start : start + MOST_TOGETHER])
+        else:
+            asked = [self._lane(call).post(call) for call in calls]
+            replies += await asyncio.gather(*asked, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, BrokenKeys):
+                raise reply
+        return [[] if isinstance(reply, BaseException) else reply for reply in replies]
+
+    def _lane(self, call: Call) -> Coalescer[Call, Reply]:
+        """Choose the lane of a call: one for each server, so that a dead shard of a cluster holds up its own only."""
+        server = ""
+        if isinstance(self.client, RedisCluster):
+            # Before the first answer of a cluster, or while nobody serves a slot, there is no server to name.
+            with contextlib.suppress(*_AWAY):
+                node = self.client.get_node_from_key(call.keys[0])
+                server = str(node.name) if node else ""
+        lane = self._lanes.get(server)
+        if lane is None:
+            lane = self._lanes[server] = Coalescer(
+                self._together,
+                self._not_together,
+                most_together=MOST_TOGETHER,
+                most_waiting=MAX_WAITING,
+                longest_wait_seconds=MAX_WAITING_SECONDS,
+                observe_size=GATHERED.labels("redis").observe,
+            )
+        return lane
+
+    async def _together(self, calls: Sequence[Call]) -> list[Reply | Exception]:
+        """Send one pipeline; a Redis that lost its scripts is given them again, per reply.
+
+        Raises:
+            RedisAway: it did not answer; that counts as a failure of each.
+        """
+        replies = await self._guarded(partial(self._pipelined, calls), times=len(calls))
+        if lost := [n for n, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]:
+            whole = [calls[n] for n in lost]
+            again = await self._guarded(partial(self._pipelined, whole, with_text=True), times=len(whole))
+            for n, reply in zip(lost, again, strict=True):
+                replies[n] = reply
+        failed, wrote = 0, False
+        for n, (call, reply) in enumerate(zip(calls, replies, strict=True)):
+            if not isinstance(reply, Exception):
+                wrote = wrote or call.script not in READING_SCRIPTS
+            elif _is_bug(reply):
+                # One slot's keys are broken: Postgres answers for it, the others go on, but a person must look.
+                log.error("redis_error", error=str(reply), script=call.script, key=call.keys[0])
+                replies[n] = BrokenKeys(str(reply)).with_cause(reply)
+            else:
+                failed += 1
+                replies[n] = RedisAway(str(reply)).with_cause(reply)
+        if failed:
+            self.breaker.failed(times=failed)
+        elif wrote:  # reading is no success: a read-only Redis does that as well
+            self.breaker.succeeded()
+        return replies
+
+    async def _not_together(self, call: Call, error: Exception) -> Reply:
+        """Answer one of a pipeline that failed: when Redis was away it is for all, else the call is sent alone."""
+        if isinstance(error, RedisAway):
+            raise type(error)(str(error)) from error
+        script = self._scripts[call.script]
+        return await self._guarded(lambda: self.client.eval(script.text, len(call.keys), *call.keys, *call.args))
+
+    async def _pipelined(self, calls: Sequence[Call], *, with_text: bool = False) -> list[Any]:
+        # transaction=False: each script is atomic by itself, and MULTI would tie keys of several shards together.
+        pipe = self.client.pipeline(transaction=False)
+        for call in calls:
+            script = self._scripts[call.script]
+            command, program = ("EVAL", script.text) if with_text else ("EVALSHA", script.sha)
+            pipe.execute_command(command, program, len(call.keys), *call.keys, *call.args)
+        try:
+            return await pipe.execute(raise_on_error=False)
+        except redis_errors.RedisClusterException as error:  # refused by the client: one may have spoilt it for all
+            raise NotTogether from error
+
+    async def _guarded(self, operation: Callable[[], Awaitable[T]], *, times: int = 1) -> T:
+        """Run one operation behind the breaker, bounded, on one of a bounded number of connections."""
+        self._refuse_while_open()
+        async with self._turns:
             self._refuse_while_open()  # it may have opened while we waited
             try:
-                result = await self._asked_twice(operation)
-            except redis_errors.NoScriptError:
-                raise
+                return await self._asked_twice(operation)
             except _AWAY as error:
-                raise self._away(error) from error
-        if script not in READING_SCRIPTS:
-            self.breaker.succeeded()
-        return result
+                self.breaker.failed(times=times)
+                raise RedisAway(str(error) or type(error).__name__) from error
 
     def _refuse_while_open(self) -> None:
         if self.breaker.is_open and not _repairing.get():
-            raise RedisAway("the breaker is open")
-
-    @asynccontextmanager
-    async def _turn(self, *, patient: bool) -> AsyncIterator[None]:
-        if self._turns.locked() and not patient:
-            await self._wait_for_turn()
-        else:
-            await self._turns.acquire()
-        try:
-            yield
-        finally:
-            self._turns.release()
-
-    async def _wait_for_turn(self) -> None:
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(MAX_WAITING_SECONDS):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Overloaded from None
-        finally:
-            self._waiting -= 1
+            raise NotAsked("the breaker is open")
 
     async def _asked_twice(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Ask a second time when a connection was dead: after a restart all pooled ones are."""
@@ -442,14 +504,6 @@ class Holds:
                 raise
             await self._drop_idle_connections()
             return await bounded(operation())
-
-    def _away(self, error: BaseException) -> RedisAway:
-        if _is_bug(error):
-            # One slot's keys are broken: Postgres answers for it, the others go on, but a person must look.
-            log.error("redis_error", error=str(error))
-        else:
-            self.breaker.failed()
-        return RedisAway(str(error) or type(error).__name__)
 
     async def _drop_idle_connections(self) -> None:
         """After a restart every pooled connection is dead: a retry must not draw the next dead one."""

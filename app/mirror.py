@@ -140,9 +140,13 @@ class Mirror:
         try:
             return await self.holds.release(facts, hold_id, has_token=has_token)
         except RedisAway:
-            if len(self.unheard) < MAX_UNHEARD:
-                self.unheard[hold_id] = (facts, has_token, time.monotonic() + facts.hold_max_seconds)
+            self.give_back_later(facts, hold_id, has_token=has_token)
             return False
+
+    def give_back_later(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> None:
+        """Have a hold released when Redis hears again: in a second, or when it has returned."""
+        if len(self.unheard) < MAX_UNHEARD:
+            self.unheard[hold_id] = (facts, has_token, time.monotonic() + facts.hold_max_seconds)
 
     async def release_unheard(self) -> None:
         """Repeat the releases that Redis did not hear, but none whose hold has lapsed: its id may hold again.

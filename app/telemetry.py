@@ -48,6 +48,12 @@ BACKSTOP_CONFLICTS = Counter("holdfast_backstop_conflicts", "Refusals by Postgre
 DEGRADED = Gauge("holdfast_degraded", "1 while Redis is away", multiprocess_mode="livemax")
 DRIFT = Counter("holdfast_reconcile_drift", "Mirrored slots that differed from Postgres and were repaired")
 MIRROR_LOADS = Counter("holdfast_mirror_loads", "Slots read from Postgres because the mirror did not know them")
+GATHERED = Histogram(
+    "holdfast_gathered_calls",
+    "Calls that went to a store together; the count is the number of round trips",
+    ("store",),
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200),
+)
 IN_DOUBT = Counter("holdfast_in_doubt", "Commits whose answer was lost and had to be looked up")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})

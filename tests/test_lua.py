@@ -4,6 +4,7 @@ Called through `Holds`, as the application calls them, with a clock that stands 
 """
 
 import itertools
+import re
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -776,6 +777,6 @@ async def test_control_a_key_of_another_tag_is_refused_by_the_cluster(
     if request.node.callspec.params["redis_url"] == "cluster":
         with pytest.raises(RedisAway) as caught:
             await holds.run(call)
-        assert "same slot" in str(caught.value.__cause__)
+        assert re.search("same (key )?slot", str(caught.value.__cause__))  # the server's words, or its client's
     else:
         assert await holds.run(call) == ["room", []]
