@@ -20,9 +20,10 @@ from psycopg import errors as pg
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
+from app.coalesce import Coalescer
 from app.domain import LIVE, Booking, Counts, Customer, Slot, SlotFacts
 from app.errors import Busy, DatabaseUnavailable, Overloaded
-from app.telemetry import BACKSTOP_CONFLICTS, IN_DOUBT
+from app.telemetry import BACKSTOP_CONFLICTS, GATHERED, IN_DOUBT
 from app.tokens import new_id
 
 log = structlog.get_logger()
@@ -40,6 +41,13 @@ POOL_TIMEOUT_SECONDS = 1.0
 POOL_MAX_WAITING = 1_000
 #: Connections per process. A commit takes about a millisecond: few of them carry thousands a second.
 POOL_MAX_SIZE = 8
+#: Bookings of one commit: their slots are locked until it is through.
+MOST_TOGETHER = 100
+#: Bookings that may wait for the next commit, and for how long.
+MAX_WAITING = 2_000
+MAX_WAITING_SECONDS = 1.0
+#: A commit that takes longer waits for somebody's lock or for a slow disk: the next begins beside it.
+SLOW_COMMIT_SECONDS = 0.1
 #: Deadlocks and serialization failures are tried again, a little apart.
 MAX_TRIES = 3
 #: Old answers deleted by one statement.
@@ -130,6 +138,14 @@ class InDoubt(Exception):
     """The statement was sent, its reply never came."""
 
 
+class CommitInDoubt(Exception):
+    """The reply to this attempt's commit never came."""
+
+    def __init__(self, attempt: UUID) -> None:
+        super().__init__(attempt)
+        self.attempt = attempt
+
+
 class RuleViolated(Exception):
     """Layer 3 refused: a constraint that layers 1 and 2 should have kept."""
 
@@ -162,29 +178,41 @@ class Ledger:
             reconnect_timeout=0.5,  # give up early and try anew with the next request: Postgres may be back by then
             open=False,
         )
+        self._commits = Coalescer(
+            self._commit_together,
+            self._commit_alone,
+            most_together=MOST_TOGETHER,
+            most_waiting=MAX_WAITING,
+            longest_wait_seconds=MAX_WAITING_SECONDS,
+            most_flights=max_size // 2,
+            slow_seconds=SLOW_COMMIT_SECONDS,
+            named=lambda request: request.id,
+            observe_size=GATHERED.labels("postgres").observe,
+        )
+        self._looks = Coalescer(
+            self._read_facts,
+            _no_facts,
+            most_together=MOST_TOGETHER,
+            most_waiting=MAX_WAITING,
+            longest_wait_seconds=MAX_WAITING_SECONDS,
+            most_flights=2,
+            slow_seconds=SLOW_COMMIT_SECONDS,
+        )
 
     # -- the booking path -------------------------------------------------------------------------------------------
 
-    async def commit(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
-        """Decide and write a list of requests in one transaction, one round trip. Order of answers = order of requests.
+    async def commit_one(self, request: CommitRequest) -> Outcome:
+        """Decide and write one request, in one transaction with all that are asked meanwhile.
+
+        What layer 3 refuses becomes the refusal it stands for.
 
         Raises:
-            RuleViolated: layer 3 refused the whole list; nothing was written. Callers repeat it one by one.
             Busy, Overloaded: nothing was written.
             DatabaseUnavailable: `effect_none` says whether that is certain.
         """
-        attempt = new_id()
-        try:
-            return await self._commit(attempt, requests)
-        except InDoubt:
-            IN_DOUBT.inc()
-            return await self._resolve(attempt, requests)
-
-    async def commit_one(self, request: CommitRequest) -> Outcome:
-        """Commit a single request; what layer 3 refuses becomes the refusal it stands for."""
         for _ in range(2):
             try:
-                return (await self.commit([request]))[0]
+                return await self._commits.ask(request)
             except RuleViolated as violation:
                 if violation.rule in _SAME_REQUEST_RULES:
                     continue
@@ -197,19 +225,48 @@ class Ledger:
                 return await self._refused_by_rule(request, word)
         raise Busy  # a rival with the same key keeps coming and going
 
+    async def commit(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        """Decide and write a list of requests in one transaction, one round trip. Order of answers = order of requests.
+
+        Raises:
+            RuleViolated, Busy, CommitInDoubt: of the whole list. A member repeated alone may fare better.
+            Overloaded, DatabaseUnavailable: nothing was written.
+        """
+        attempt = new_id()
+        try:
+            return await self._commit(attempt, requests)
+        except InDoubt as error:
+            raise CommitInDoubt(attempt) from error
+
+    async def _commit_together(self, requests: Sequence[CommitRequest]) -> Sequence[Outcome | Exception]:
+        return await self.commit(requests)
+
+    async def _commit_alone(self, request: CommitRequest, error: Exception) -> Outcome:
+        """Give one of a list that failed its own answer: what was in doubt is settled, what was refused is repeated."""
+        if isinstance(error, Overloaded | DatabaseUnavailable):
+            raise _told_again(error) from error
+        if not isinstance(error, CommitInDoubt):
+            try:
+                return (await self.commit([request]))[0]
+            except CommitInDoubt as doubt:
+                error = doubt
+        IN_DOUBT.inc()
+        return await self._resolve(error.attempt, request)
+
     async def _commit(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
         rows = await self._rows("SELECT * FROM commit_bookings(%s, %s)", (attempt, _jsonb(requests)))
         return [_outcome(row) for row in rows]
 
-    async def _resolve(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
-        """Settle an attempt whose reply was lost: make sure it is over, then ask the same again.
+    async def _resolve(self, attempt: UUID, request: CommitRequest) -> Outcome:
+        """Settle a request of an attempt whose reply was lost: make sure that it is over, then ask the same again.
 
-        The first step waits for the attempt if it runs, and disarms it if it has not begun; so the second finds what it
-        wrote, or writes it now, and its answer is final. Without both, nobody may say "taken" or "nothing happened".
+        The first step waits for the attempt if it runs, and disarms it if it has not got as far as this slot; so the
+        second finds what it wrote, or writes it now, and its answer is final. Without both, nobody may say "taken" or
+        "nothing happened".
         """
         try:
-            await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, sorted({r.slot_id for r in requests})))
-            return await self._commit(new_id(), [msgspec.structs.replace(r, repeat=True) for r in requests])
+            await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, [request.slot_id]))
+            return (await self._commit(new_id(), [msgspec.structs.replace(request, repeat=True)]))[0]
         except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
             raise DatabaseUnavailable(effect_none=False) from error
 
@@ -267,18 +324,17 @@ class Ledger:
     # -- slots ------------------------------------------------------------------------------------------------------
 
     async def facts(self, slot_id: UUID) -> tuple[SlotFacts, Counts] | None:
-        row = await self._settled_row(
+        """Read what never changes about a slot, and its counts; one statement for all that are asked meanwhile."""
+        return await self._looks.ask(slot_id)
+
+    async def _read_facts(self, slot_ids: Sequence[UUID]) -> list[tuple[SlotFacts, Counts] | Exception | None]:
+        rows = await self._settled_rows(
             "SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, v.hold_ttl_seconds, v.hold_max_seconds"
-            " FROM slots AS s JOIN venues AS v ON v.id = s.venue_id WHERE s.id = %s",
-            (slot_id,),
+            " FROM slots AS s JOIN venues AS v ON v.id = s.venue_id WHERE s.id = ANY (%s)",
+            (list(slot_ids),),
         )
-        if row is None:
-            return None
-        facts = SlotFacts(
-            row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
-            row.hold_ttl_seconds, row.hold_max_seconds,
-        )  # fmt: skip
-        return facts, _counts(row)
+        found = {row.slot_id: (_facts(row), _counts(row)) for row in rows}
+        return [found.get(slot_id) for slot_id in slot_ids]
 
     async def counts(self, slot_ids: Sequence[UUID]) -> list[Counts]:
         rows = await self._settled_rows(
@@ -517,8 +573,26 @@ def _translated(error: psycopg.Error) -> Exception:
     return error
 
 
+def _told_again(error: Exception) -> Exception:
+    """Make one's own copy of an error that several callers are told."""
+    if isinstance(error, DatabaseUnavailable):
+        return DatabaseUnavailable(effect_none=error.effect_none)
+    return type(error)() if isinstance(error, Busy | Overloaded) else error
+
+
+async def _no_facts(_: UUID, error: Exception) -> tuple[SlotFacts, Counts] | None:
+    raise _told_again(error) from error
+
+
 def _jsonb(requests: Sequence[CommitRequest]) -> str:
     return msgspec.json.encode(requests).decode()
+
+
+def _facts(row: Row) -> SlotFacts:
+    return SlotFacts(
+        row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
+        row.hold_ttl_seconds, row.hold_max_seconds,
+    )  # fmt: skip
 
 
 def _counts(row: Row) -> Counts:
