@@ -26,13 +26,13 @@ from tests.bench.seed import Seeder
 from tests.bench.stack import BenchFailed, serving, stores, versions
 
 #: What the tables need: a narrower terminal breaks their lines, which is better than leaving figures out.
-WIDTH = 128
+WIDTH = 136
 #: Between two lines of progress where there is no terminal.
 TELL_SECONDS = 5.0
 #: The name, for --only, of the part that is no row.
 MILLION = "million"
 #: Rounds and seconds of each, by default and with --quick.
-DEFAULT, QUICK = (4, 3), (3, 1)
+DEFAULT, QUICK = (5, 2), (2, 1)
 
 
 @click.command()
@@ -64,15 +64,17 @@ def main(
     names = frozenset(filter(None, only.split(",")))
     try:
         groups = chosen(names - {MILLION}) if names != {MILLION} else []
-        counts = [int(count) for count in workers.split(",")]
+        counts = [int(count) for count in workers.split(",")] if groups else []
         plan = Plan(rounds or default[0], seconds or default[1], driver or find_driver())
-        with_million = MILLION in names or not (names or without_million)
-        with _stoppable(), _telling(console) as tell:
-            result = _run(groups, counts, plan, with_million=with_million, tell=tell)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, LoadFailed) as error:
         raise click.UsageError(str(error.args[0])) from None
-    except (BenchFailed, LoadFailed, EmbeddedError) as error:
-        raise click.ClickException(str(error)) from None
+    result = report.Report(report.about(plan), [], [])
+    with_million = MILLION in names or not (names or without_million)
+    try:
+        with _stoppable(), _telling(console) as tell:
+            _run(groups, counts, plan, with_million=with_million, tell=tell, result=result)
+    except (BenchFailed, LoadFailed, EmbeddedError, KeyboardInterrupt) as error:
+        result.wrongs.append(f"not finished: {str(error) or 'interrupted'}")  # what was finished is shown all the same
     report.show(console, result)
     report.write(path, result)
     console.print(f"The same as JSON: {path}")
@@ -80,16 +82,19 @@ def main(
 
 
 def _run(
-    groups: Sequence[Group], counts: Sequence[int], plan: Plan, *, with_million: bool, tell: Callable[[str], None]
-) -> report.Report:
-    result = report.Report(report.about(plan), [], [])
-    if groups:
-        for count in counts:
-            _measure(groups, count, plan, tell, result)
+    groups: Sequence[Group],
+    counts: Sequence[int],
+    plan: Plan,
+    *,
+    with_million: bool,
+    tell: Callable[[str], None],
+    result: report.Report,
+) -> None:
+    for count in counts:
+        _measure(groups, count, plan, tell, result)
     if with_million:
         with _scratch() as home:
             million.measure(home, plan, tell, result)
-    return result
 
 
 def _measure(
