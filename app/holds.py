@@ -8,11 +8,11 @@ event loop, and at once while the breaker is open. Knows nothing of Postgres.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -224,7 +224,8 @@ def connect(url: str) -> Client:
     return aioredis.Redis.from_pool(pool)
 
 
-def slot_keys(resource_id: UUID, slot_id: UUID) -> dict[str, str]:
+@lru_cache(maxsize=4_096)  # the slots that are wanted now: writing a UUID out costs more than looking it up
+def slot_keys(resource_id: UUID, slot_id: UUID) -> Mapping[str, str]:
     """Name every key of a slot. One hash tag per resource: a script's keys lie on one shard (libraries.md 4)."""
     slot = f"hf:{{{resource_id}}}:{slot_id}"
     return {

@@ -101,6 +101,7 @@ class Mirror:
         self.holds, self.ledger = holds, ledger
         self._facts: Remembered[SlotFacts] = Remembered(KNOWN_SLOTS, KNOWN_SECONDS)
         self._near: Remembered[list[Slot]] = Remembered(1_000, NEAR_SECONDS)
+        self._near_rooms: Remembered[dict[UUID, Room]] = Remembered(1, 0)
         self._loads: Remembered[Counts] = Remembered(1, 0)
         #: Holds given up while Redis could not hear it: hold id -> (slot, has a token, when it lapses at the latest).
         self.unheard: dict[UUID, tuple[SlotFacts, bool, float]] = {}
@@ -187,7 +188,8 @@ class Mirror:
             # Without Redis the rows are the only counts, and must be of this moment.
             recall = self._near.load if self.holds.breaker.is_open else self._near.get
             near = await recall(facts.id, lambda: self._read_near(facts))
-            rooms = await self.rooms(near)
+            # One look for all who were refused this slot at the same moment: in a crowd that is nearly everybody.
+            rooms = await self._near_rooms.load(facts.id, lambda: self.rooms(near))
         except Exception:
             log.warning("no_alternatives", slot_id=str(facts.id), exc_info=True)
             return []

@@ -1,5 +1,6 @@
 """What the logs say, and above all what they do not say."""
 
+import asyncio
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ import structlog
 
 from app import telemetry
 from tests import factories
-from tests.service import CUSTOMER, Postgres, RedisServer, serving
+from tests.service import CUSTOMER, Postgres, RedisServer, eventually, serving
 
 
 @pytest.fixture
@@ -56,6 +57,29 @@ def test_an_exception_is_told_without_the_row_it_is_about(lines: Any) -> None:
     assert all("test_telemetry" in told["at"][-1] for told in line["exception"])
 
 
+def test_lines_wait_for_each_other_inside_a_loop_and_none_is_lost_with_it() -> None:
+    written = io.BytesIO()
+    lines = telemetry.LinesTogether(written)
+
+    async def log(*words: bytes) -> bytes:
+        for word in words:
+            lines.write(word)
+            lines.flush()
+        return written.getvalue()
+
+    async def log_and_wait() -> None:
+        assert await log(b"a\n", b"b\n") == b""
+        while not written.getvalue():  # noqa: ASYNC110 nobody tells when a stream was written
+            await asyncio.sleep(0.01)
+
+    asyncio.run(log_and_wait())
+    assert written.getvalue() == b"a\nb\n"
+    assert asyncio.run(log(b"c\n")) == b"a\nb\n"  # its loop ends before its time comes
+    lines.write(b"d\n")
+    lines.flush()  # outside of a loop nothing waits
+    assert written.getvalue() == b"a\nb\nc\nd\n"
+
+
 def test_nothing_personal_and_no_secret_reaches_the_log(postgres: Postgres, bundled_redis_server: RedisServer) -> None:
     with (
         serving(postgres.fresh(), bundled_redis_server.url, workers=1) as service,
@@ -70,7 +94,9 @@ def test_nothing_personal_and_no_secret_reaches_the_log(postgres: Postgres, bund
         everyone.post("/v1/bookings", json={"slot_id": "c4n4ry"})
         everyone.get("/v1/slots", headers={"X-Request-Id": "c4n4ry\u00e9".encode()})
         # The service was given an unnamed file to write to.
-        logged = Path(f"/proc/{service.process.pid}/fd/2").read_text()
+        log = Path(f"/proc/{service.process.pid}/fd/2")
+        eventually(lambda: log.read_text().count('"event":"request"') >= 9, "the lines of the last requests")
+        logged = log.read_text()
     requests = [json.loads(line) for line in logged.splitlines() if '"event":"request"' in line]
     routes = {line["route"] for line in requests}
     assert {"/v1/slots", "/v1/bookings/{booking_id}", "unmatched"} <= routes, logged
