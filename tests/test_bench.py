@@ -188,8 +188,9 @@ Transfer/sec:    772.58KB
 
 def test_reports_of_wrk_are_read() -> None:
     assert load.parse_wrk(WRK) == Load(
-        requests=5903, per_second=2949.31, p50_ms=0.812, p99_ms=1290, not_2xx=41, broken=5
+        requests=5903, per_second=2951.5, p50_ms=0.812, p99_ms=1290, not_2xx=41, broken=5
     )
+    assert load.parse_wrk(WRK, lead_seconds=1.0).per_second == 5903
     quiet = [line for line in WRK.splitlines() if "errors" not in line and "Non-2xx" not in line]
     assert (load.parse_wrk("\n".join(quiet)).not_2xx, load.parse_wrk("\n".join(quiet)).broken) == (0, 0)
     with pytest.raises(LoadFailed, match="unable to connect"):

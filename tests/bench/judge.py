@@ -69,7 +69,11 @@ def verdicts(groups: Sequence[Group], samples: Mapping[str, Sequence[Sample]]) -
 
 def verdict(goal: Goal, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Verdict:
     mine, others = ([getattr(sample, goal.figure) for sample in samples] for samples in (ours, theirs))
-    each = [one / other for one, other in zip(mine, others, strict=True)]
-    ratio = statistics.median(mine) / statistics.median(others)
+    each = [_ratio(one, other) for one, other in zip(mine, others, strict=True)]
+    ratio = _ratio(statistics.median(mine), statistics.median(others))
     hit = ratio >= goal.bound if goal.at_least else ratio <= goal.bound
     return Verdict(goal.row, goal.against, goal.figure, ratio, min(each), max(each), goal.bound, goal.at_least, hit)
+
+
+def _ratio(mine: float, other: float) -> float:
+    return mine / other if other else 0.0  # nothing was answered, which voids the run: see `books`

@@ -13,6 +13,8 @@ import msgspec
 HERE = Path(__file__).parent
 #: After the time is up, wrk and k6 still have to write their summary; far above what they need.
 PATIENCE_SECONDS = 30.0
+#: Connections are opened, and wait so long before the first of them asks: see post.lua.
+LEAD_MS = 300
 #: One thread of wrk sends far more than the service can answer, and leaves the other core alone.
 THREADS = 1
 
@@ -84,8 +86,8 @@ def send(driver: str, url: str, shot: Shot, seconds: int) -> Load:
 def _with_wrk(url: str, shot: Shot, seconds: int) -> Load:
     command = ["wrk", "-t", str(THREADS), "-c", str(shot.connections), "-d", f"{seconds}s", "--latency"]
     command += ["--timeout", "10s", "-s", str(HERE / "post.lua"), url, "--", shot.path, shot.body, str(shot.slots)]
-    command += [secrets.token_hex(8) if shot.keyed else ""]
-    return parse_wrk(_output(command, seconds))
+    command += [str(shot.connections // THREADS), str(LEAD_MS), *([secrets.token_hex(8)] if shot.keyed else [])]
+    return parse_wrk(_output(command, seconds), LEAD_MS / 1000)
 
 
 def _output(command: list[str], seconds: int) -> str:
@@ -98,23 +100,22 @@ def _output(command: list[str], seconds: int) -> str:
     return done.stdout
 
 
-def parse_wrk(text: str) -> Load:
-    """Read wrk's report.
+def parse_wrk(text: str, lead_seconds: float = 0.0) -> Load:
+    """Read wrk's report; for `lead_seconds` of its time nothing was asked.
 
     Raises:
         LoadFailed: it is none, or not a whole one.
     """
     requests = re.search(r"^\s*(\d+) requests in " + _DURATION, text, re.MULTILINE)
-    rate = re.search(r"^Requests/sec:\s*([\d.]+)", text, re.MULTILINE)
     shares = {found[1]: found for found in re.finditer(r"^\s*(\d+)%\s+" + _DURATION, text, re.MULTILINE)}
-    if not requests or not rate or not {"50", "99"} <= shares.keys():
+    if not requests or not {"50", "99"} <= shares.keys():
         raise LoadFailed(f"wrk said: {text.strip()[-500:]}")
     p50, p99 = (float(shares[share][2]) * _UNITS_MS[shares[share][3]] for share in ("50", "99"))
     not_2xx = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     return Load(
         requests=int(requests[1]),
-        per_second=float(rate[1]),
+        per_second=int(requests[1]) / (float(requests[2]) * _UNITS_MS[requests[3]] / 1000 - lead_seconds),
         p50_ms=p50,
         p99_ms=p99,
         not_2xx=int(not_2xx[1]) if not_2xx else 0,

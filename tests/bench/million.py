@@ -5,7 +5,7 @@ Two services run side by side, on a database and a Redis each; only the one that
 same number of slots in both, so that what differs is what else is stored.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def _compare_with_service(side: Side) -> Iterator[str]:
         yield f"a slot was filled with {HOLDS_EACH} holds, the service tells {told.get('held')}"
 
 
-def _bytes_of(client: redis.Redis, keys: dict[str, str]) -> int:
+def _bytes_of(client: redis.Redis, keys: Mapping[str, str]) -> int:
     return sum(int(client.memory_usage(key, samples=0) or 0) for name, key in keys.items() if name != "active")
 
 
