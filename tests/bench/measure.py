@@ -66,6 +66,7 @@ class Bench:
 
     def warm(self, row: Row | Tool) -> None:
         """Have the row run once without counting its speed; its answers count all the same."""
+        self._answers = self.server.settled_answers()  # whatever was asked for other reasons
         if isinstance(row, Row):
             self._shoot(row, self.plan.warm_seconds)
 
