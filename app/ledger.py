@@ -218,11 +218,7 @@ class Ledger:
                     continue
                 if violation.rule not in _TAKEN_BY_RULE:
                     raise
-                word = _TAKEN_BY_RULE[violation.rule]
-                if word == "full":
-                    BACKSTOP_CONFLICTS.inc()
-                    log.warning("backstop_conflict", rule=violation.rule)
-                return await self._refused_by_rule(request, word)
+                return await self._refused_by_rule(request, _TAKEN_BY_RULE[violation.rule])
         raise Busy  # a rival with the same key keeps coming and going
 
     async def commit(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
@@ -237,6 +233,11 @@ class Ledger:
             return await self._commit(attempt, requests)
         except InDoubt as error:
             raise CommitInDoubt(attempt) from error
+        except RuleViolated as violation:
+            if _TAKEN_BY_RULE.get(violation.rule) == "full":
+                BACKSTOP_CONFLICTS.inc()
+                log.warning("backstop_conflict", rule=violation.rule)
+            raise
 
     async def _commit_together(self, requests: Sequence[CommitRequest]) -> Sequence[Outcome | Exception]:
         return await self.commit(requests)

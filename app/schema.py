@@ -174,14 +174,14 @@ bookings = sa.Table(
     ),
     sa.Index(
         "bookings_one_per_idempotency_key",
-        "venue_id",
         "idempotency_key",
+        "venue_id",
         unique=True,
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     ),
     sa.Index("bookings_by_slot", "slot_id", "created_at"),
-    sa.Index("bookings_by_venue", "venue_id", "created_at", "id"),
-    sa.Index("bookings_by_time", "created_at", "id"),
+    sa.Index("bookings_by_venue", "venue_id", "created_at"),
+    sa.Index("bookings_by_time", "created_at"),
     sa.Index("bookings_by_deadline", "expires_at", postgresql_where=sa.text(_UNRESOLVED)),
     sa.Index("bookings_unresolved_by_slot", "slot_id", "expires_at", postgresql_where=sa.text(_UNRESOLVED)),
 )
