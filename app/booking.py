@@ -44,7 +44,7 @@ from app.errors import (
 )
 from app.holds import Extended, Full, Gone, NotAsked, RedisAway, Taken, to_ms
 from app.ledger import CommitRequest, Outcome, StoredBooking
-from app.telemetry import BACKSTOP_CONFLICTS, OUTCOMES
+from app.telemetry import BACKSTOP_CONFLICTS, outcomes
 from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash
 
 #: The hold of a booking that had none lives this long: longer than the longest commit, with the doubt about a lost
@@ -97,18 +97,19 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     """
     claim = await _claim(engine, request)
     mine = await _take_places(engine, claim, keyed=request.key is not None)
+    token = manage_token(engine.settings.secrets, claim.id)
     try:
-        outcome = await engine.ledger.commit_one(_commit_request(engine, claim, mine, request, caller))
+        outcome = await engine.ledger.commit_one(_commit_request(claim, mine, request, token, caller))
     except Exception as error:
         in_doubt = isinstance(error, Unavailable) and not error.effect_none
         if mine and claim.grant is None and not in_doubt:
             await _give_back(engine, claim)
-        OUTCOMES.labels("book", getattr(error, "code", "error")).inc()
+        outcomes("book", getattr(error, "code", "error")).inc()
         raise
-    OUTCOMES.labels("book", outcome.word).inc()
+    outcomes("book", outcome.word).inc()
     if outcome.word == "booked":
         await _settle_later(engine, claim, request, outcome)
-        return _booked(claim, request, outcome), manage_token(engine.settings.secrets, claim.id)
+        return _booked(claim, request, outcome), token
     if outcome.word == "replayed":
         await _settle_later(engine, claim, request, outcome)  # the first one's may have been lost with its process
         return await _first_answer(engine, claim)
@@ -147,10 +148,10 @@ async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> bool:
             case Taken(again=again):
                 return not again
             case Full() as full if not (keyed and full.unsure and await _was_booked(engine, claim)):
-                OUTCOMES.labels("book", "refused_early").inc()
+                outcomes("book", "refused_early").inc()
                 raise await _unavailable(engine, claim, full)
             case "closed" | "past" as reason if not (keyed and await _was_booked(engine, claim)):
-                OUTCOMES.labels("book", "refused_early").inc()
+                outcomes("book", "refused_early").inc()
                 raise await _not_open(engine, claim, reason)
     except RedisAway as away:
         if claim.grant is None and not isinstance(away, NotAsked):
@@ -191,7 +192,7 @@ async def _take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, 
     return await engine.holds.take(facts, hold_id, quantity, ttl_ms)
 
 
-def _commit_request(engine: Engine, claim: Claim, mine: bool, request: BookingRequest, caller: Caller) -> CommitRequest:
+def _commit_request(claim: Claim, mine: bool, request: BookingRequest, token: str, caller: Caller) -> CommitRequest:
     # A hold that Redis vouches for is alive, whatever its token says: it may have been extended since.
     deadline = claim.grant.expires_at if claim.grant and not mine else None
     return CommitRequest(
@@ -208,7 +209,7 @@ def _commit_request(engine: Engine, claim: Claim, mine: bool, request: BookingRe
         email=request.customer.email,
         phone=request.customer.phone,
         metadata=msgspec.json.encode(request.metadata).decode(),
-        manage_hash=token_hash(manage_token(engine.settings.secrets, claim.id)).hex(),
+        manage_hash=token_hash(token).hex(),
         request_id=caller.request_id,
     )
 
@@ -352,7 +353,7 @@ async def take_hold(
             if not key:  # a keyed one may have been taken by an earlier request, whose it still is
                 await engine.later(_give_back_late(engine, claim))
             raise
-    OUTCOMES.labels("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
+    outcomes("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
     return hold, _token(engine, hold)
 
 
@@ -371,10 +372,10 @@ async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | N
                 raise IdempotencyKeyReused
             return _live(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
         case Full() as full:
-            OUTCOMES.labels("hold", "refused_early").inc()
+            outcomes("hold", "refused_early").inc()
             raise await _unavailable(engine, claim, full)
         case "closed" | "past" as reason:
-            OUTCOMES.labels("hold", "refused_early").inc()
+            outcomes("hold", "refused_early").inc()
             raise await _not_open(engine, claim, reason)
         case "mismatch":
             raise IdempotencyKeyReused
@@ -414,7 +415,7 @@ async def _take_in_postgres(
         )
     )
     if outcome.word not in ("booked", "replayed") or outcome.deadline is None:
-        OUTCOMES.labels("hold", outcome.word).inc()
+        outcomes("hold", outcome.word).inc()
         raise await _refusal(engine, claim, outcome)
     if outcome.counts:  # the script may have run after all: the row stands for the hold, and must not count beside it
         await engine.holds.settle_later(outcome.counts, claim.id, remember=True)
@@ -491,7 +492,7 @@ async def release_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Cal
     released = await engine.mirror.give_back(claim.facts, claim.id, has_token=True)
     if not released:
         await _release_row(engine, claim.id, caller)
-    OUTCOMES.labels("release", "released").inc()
+    outcomes("release", "released").inc()
 
 
 async def operator_release_hold(engine: Engine, hold_id: UUID, *, caller: Caller) -> None:
@@ -636,7 +637,7 @@ async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller:
     """
     stored = await _authorized(engine, booking_id, token)
     word, cancelled_at, counts = await engine.ledger.cancel(booking_id, caller.actor, caller.request_id)
-    OUTCOMES.labels("cancel", word).inc()
+    outcomes("cancel", word).inc()
     if word == "begun":
         raise Conflict("The slot has begun: ask the venue")
     if word == "expired":

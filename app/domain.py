@@ -85,6 +85,15 @@ class Slot(msgspec.Struct, frozen=True):
     price_currency: str | None
 
 
+class Alternatives(list[tuple[Slot, Room]]):
+    """Slots with room for a party instead of the one that it was refused.
+
+    One list for all who were refused at the same moment; so is `rendered`, what the edge makes of it the first time.
+    """
+
+    rendered: bytes | None = None
+
+
 class Hold(msgspec.Struct, frozen=True):
     """A temporary claim. `now` is the clock of the store that keeps it: countdowns start there."""
 

@@ -8,6 +8,7 @@ event loop, and at once while the breaker is open. Knows nothing of Postgres.
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
+import hiredis
 import msgspec
 import redis.asyncio as aioredis
 import structlog
@@ -470,16 +472,21 @@ class Holds:
         return await self._guarded(lambda: self.client.eval(script.text, len(call.keys), *call.keys, *call.args))
 
     async def _pipelined(self, calls: Sequence[Call], *, with_text: bool = False) -> list[Any]:
-        # transaction=False: each script is atomic by itself, and MULTI would tie keys of several shards together.
-        pipe = self.client.pipeline(transaction=False)
-        for call in calls:
-            script = self._scripts[call.script]
-            command, program = ("EVAL", script.text) if with_text else ("EVALSHA", script.sha)
-            pipe.execute_command(command, program, len(call.keys), *call.keys, *call.args)
-        try:
-            return await pipe.execute(raise_on_error=False)
-        except redis_errors.RedisClusterException as error:  # refused by the client: one may have spoilt it for all
-            raise NotTogether from error
+        commands = [self._command(call, with_text=with_text) for call in calls]
+        if isinstance(self.client, RedisCluster):
+            pipe = self.client.pipeline(transaction=False)  # each script is atomic by itself, on whatever shard
+            for command in commands:
+                pipe.execute_command(*command)
+            try:
+                return await pipe.execute(raise_on_error=False)
+            except redis_errors.RedisClusterException as error:  # refused by the client: one may have spoilt it for all
+                raise NotTogether from error
+        return await _sent(self.client.connection_pool, commands)
+
+    def _command(self, call: Call, *, with_text: bool) -> tuple[Any, ...]:
+        script = self._scripts[call.script]
+        command, program = ("EVAL", script.text) if with_text else ("EVALSHA", script.sha)
+        return (command, program, len(call.keys), *call.keys, *call.args)
 
     async def _guarded(self, operation: Callable[[], Awaitable[T]], *, times: int = 1) -> T:
         """Run one operation behind the breaker, bounded, on one of a bounded number of connections."""
@@ -557,6 +564,28 @@ async def bounded(awaitable: Awaitable[T]) -> T:
             task.cancel()
             task.add_done_callback(_consume)
     raise TimeoutError("no answer from Redis")
+
+
+async def _sent(pool: aioredis.ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Send commands over one connection and read as many replies: what redis-py's pipeline does, but packed by hiredis,
+    and without a timer for every reply (`bounded` has one for all).
+    """
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    try:
+        await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)), check_health=False)
+        return [await _reply(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect(nowait=True)  # or the next would read these replies as its own
+        raise
+    finally:
+        await pool.release(connection)
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response(timeout=math.inf)
+    except redis_errors.ResponseError as error:  # of this command; what is wrong with the connection is no such error
+        return error
 
 
 def _is_bug(error: BaseException) -> bool:

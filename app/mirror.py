@@ -6,7 +6,7 @@ is missing, stale or wrong costs a round trip or an early answer, never a wrong 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from app.domain import Counts, Room, Slot, SlotFacts
+from app.domain import Alternatives, Counts, Room, Slot, SlotFacts
 from app.errors import SlotNotFound
 from app.holds import MOST_HOLDS, Holds, Mirrored, RedisAway
 from app.ledger import Ledger
@@ -40,8 +40,6 @@ RECOVER_EVENTS = 10_000
 #: Slots compared per round trip.
 RECONCILE_BATCH = 500
 
-Alternative = tuple[Slot, Room]
-
 
 class Drift(msgspec.Struct, frozen=True):
     """A slot whose mirror said something else than Postgres, before the repair."""
@@ -56,6 +54,22 @@ class Reconciled(msgspec.Struct, frozen=True):
     slots: int
     mirrored: int
     drift: list[Drift]
+
+
+class Neighbours:
+    """The slots near another one and their rooms at one moment: asked for once by all who were refused it then."""
+
+    def __init__(self, slots: Sequence[Slot], rooms: Mapping[UUID, Room]) -> None:
+        self._open = [(slot, rooms[slot.id]) for slot in slots if not slot.blocked and rooms[slot.id].open]
+        self._fitting: dict[int, Alternatives] = {}
+
+    def fitting(self, quantity: int) -> Alternatives:
+        """List those with room for a party of this size, the nearest first."""
+        found = self._fitting.get(quantity)
+        if found is None:
+            fitting = [(slot, room) for slot, room in self._open if room.available >= quantity][:MAX_ALTERNATIVES]
+            found = self._fitting[quantity] = Alternatives((_as_of(slot, room), room) for slot, room in fitting)
+        return found
 
 
 class Remembered(Generic[T]):
@@ -101,7 +115,7 @@ class Mirror:
         self.holds, self.ledger = holds, ledger
         self._facts: Remembered[SlotFacts] = Remembered(KNOWN_SLOTS, KNOWN_SECONDS)
         self._near: Remembered[list[Slot]] = Remembered(1_000, NEAR_SECONDS)
-        self._near_rooms: Remembered[dict[UUID, Room]] = Remembered(1, 0)
+        self._neighbours: Remembered[Neighbours] = Remembered(1, 0)
         self._loads: Remembered[Counts] = Remembered(1, 0)
         #: Holds given up while Redis could not hear it: hold id -> (slot, has a token, when it lapses at the latest).
         self.unheard: dict[UUID, tuple[SlotFacts, bool, float]] = {}
@@ -182,20 +196,20 @@ class Mirror:
             rooms[slot.id] = _room(slot, found)
         return rooms
 
-    async def alternatives(self, facts: SlotFacts, quantity: int) -> list[Alternative]:
+    async def alternatives(self, facts: SlotFacts, quantity: int) -> Alternatives:
         """List slots of the same resource with room for the party, the nearest first. Never fails: it is a courtesy."""
         try:
-            # Without Redis the rows are the only counts, and must be of this moment.
-            recall = self._near.load if self.holds.breaker.is_open else self._near.get
-            near = await recall(facts.id, lambda: self._read_near(facts))
             # One look for all who were refused this slot at the same moment: in a crowd that is nearly everybody.
-            rooms = await self._near_rooms.load(facts.id, lambda: self.rooms(near))
+            return (await self._neighbours.load(facts.id, lambda: self._look_around(facts))).fitting(quantity)
         except Exception:
             log.warning("no_alternatives", slot_id=str(facts.id), exc_info=True)
-            return []
-        fitting = [slot for slot in near if not slot.blocked and rooms[slot.id].open]
-        fitting = [slot for slot in fitting if rooms[slot.id].available >= quantity][:MAX_ALTERNATIVES]
-        return [(_as_of(slot, rooms[slot.id]), rooms[slot.id]) for slot in fitting]
+            return Alternatives()
+
+    async def _look_around(self, facts: SlotFacts) -> Neighbours:
+        # Without Redis the rows are the only counts, and must be of this moment.
+        recall = self._near.load if self.holds.breaker.is_open else self._near.get
+        near = await recall(facts.id, lambda: self._read_near(facts))
+        return Neighbours(near, await self.rooms(near))
 
     async def _read_near(self, facts: SlotFacts) -> list[Slot]:
         near = await self.ledger.slots_near(facts, NEAR_SLOTS)

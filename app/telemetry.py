@@ -116,6 +116,12 @@ class LinesTogether:
                 self._stream.flush()
 
 
+@lru_cache(maxsize=100)
+def outcomes(operation: str, word: str) -> Counter:
+    """Name the counter of what became of an operation."""
+    return OUTCOMES.labels(operation, word)
+
+
 def configure_logging(level: int = logging.INFO) -> None:
     """Send every log line, also those of libraries, to stderr as JSON. Repeating it changes nothing."""
     shared: list[structlog.typing.Processor] = [

@@ -12,6 +12,7 @@ import os
 import struct
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from uuid import UUID
 
 import msgspec
@@ -90,4 +91,11 @@ def id_from_key(scope: str, venue_id: UUID, key: str) -> UUID:
 
 
 def _mac(secret: str, purpose: bytes, message: bytes) -> bytes:
-    return hmac.digest(secret.encode(), purpose + b"\0" + message, "sha256")
+    mac = _keyed(secret).copy()  # hashing the key anew costs as much as hashing the message
+    mac.update(purpose + b"\0" + message)
+    return mac.digest()
+
+
+@lru_cache(maxsize=16)
+def _keyed(secret: str) -> hmac.HMAC:
+    return hmac.new(secret.encode(), digestmod="sha256")

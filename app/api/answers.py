@@ -1,13 +1,38 @@
 """Sending answers: the status, the headers and the body of the first time, or of that time again."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from litestar import Response
-
-from app.api.problems import SAFE_HEADERS
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 JSON = "application/json"
+#: Of every answer: what it tells is true now, for one reader, and is what its media type says.
+SAFE_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+class Answer(Response[Any]):
+    """A finished answer, which sends itself. Litestar's own would look at each of its headers several times more,
+    which is a tenth of what a refusal costs.
+    """
+
+    def __init__(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str]) -> None:
+        super().__init__(body, status_code=status, media_type=media_type)
+        told = {**SAFE_HEADERS, **headers, "Content-Type": media_type, "Content-Length": str(len(body))}
+        self._start = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()],
+        }
+        self._body = {"type": "http.response.body", "body": body, "more_body": False}
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]
+        return self._send
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(self._start)  # type: ignore[arg-type]
+        await send(self._body)  # type: ignore[arg-type]
 
 
 def ok(body: Any) -> Response[Any]:
@@ -31,9 +56,9 @@ def _bytes(body: Any) -> bytes:
 
 
 def _json(status: int, body: bytes, *, location: str | None = None, replayed: bool = False) -> Response[Any]:
-    headers = dict(SAFE_HEADERS)
+    headers = {}
     if location is not None:
         headers["Location"] = location
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(body, status_code=status, media_type=JSON, headers=headers)
+    return Answer(status, body, JSON, headers)

@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from app import telemetry
 from app.api import answers
-from app.api.problems import SAFE_HEADERS
+from app.api.answers import SAFE_HEADERS
 from app.api.strict import ApiRequest
 from app.engine import Engine
 from app.errors import Unavailable

@@ -14,6 +14,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 from app import booking, domain
 from app.api import answers, wire
 from app.api.docs import problems, token_or_operator
+from app.api.problems import refusable
 from app.api.strict import IDEMPOTENCY_KEY_PATTERN, ApiRequest, idempotency_key, keyed, query
 from app.catalogue import SlotFilter
 from app.domain import Room, Slot
@@ -93,6 +94,7 @@ async def read_slot(request: ApiRequest, slot_id: FromPath[UUID]) -> Response[wi
 
 
 @post("/v1/holds", responses=problems(404, 409, 422, body=True))
+@refusable
 async def take_hold(
     request: ApiRequest, data: JSONBody[wire.HoldWanted], key: IdempotencyKey = None
 ) -> Response[wire.Hold]:
@@ -153,6 +155,7 @@ async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: Hold
 
 
 @post("/v1/bookings", responses=problems(404, 409, 410, 422, body=True))
+@refusable
 async def create_booking(
     request: ApiRequest,
     data: JSONBody[SkipValidation[wire.BookingOfSlot | wire.BookingOfHold]],
