@@ -35,7 +35,7 @@ class _Waiting(Generic[Call, Answer]):
 
 
 class Coalescer(Generic[Call, Answer]):
-    """One lane to a store. Every caller gets the answer to its own call, or its own error, exactly once.
+    """The way to a store. Every caller gets the answer to its own call, or its own error, exactly once.
 
     `together` sends a list and returns an answer or an exception for each, in order. When it raises, each member is
     given to `alone` with that exception, so that one poisoned call fails nobody else: it repeats the call, settles
@@ -50,17 +50,20 @@ class Coalescer(Generic[Call, Answer]):
         most_together: int,
         most_waiting: int,
         longest_wait_seconds: float,
-        most_flights: int = 1,
+        lanes: int = 1,
         slow_seconds: float = math.inf,
+        most_flights: int = 1,
         named: Callable[[Call], Hashable] = id,
         observe_size: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """Flights that take longer than `slow_seconds` hold up nobody: the next starts beside them, up to
-        `most_flights`. `observe_size` is told how many calls go together.
+        """So many flights as there are `lanes` go side by side. Those that take longer than `slow_seconds` hold up
+        nobody: the next starts beside them, up to `most_flights` in all. `observe_size` is told how many calls go
+        together.
         """
         self._together, self._alone, self._named, self._observe_size = together, alone, named, observe_size
         self._most_together, self._most_waiting = most_together, most_waiting
-        self._longest_wait, self._slow, self._most_flights = longest_wait_seconds, slow_seconds, most_flights
+        self._longest_wait, self._slow = longest_wait_seconds, slow_seconds
+        self._lanes, self._most_flights = lanes, most_flights
         self._queue: deque[_Waiting[Call, Answer]] = deque()
         self._flights = 0
         self._slow_flights = 0  # those of them that hold up nobody any more
@@ -106,7 +109,8 @@ class Coalescer(Generic[Call, Answer]):
             await asyncio.sleep(0)  # a flight may be about to start, a finished task about to be struck off
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        held_up = self._flights > self._slow_flights or self._flights >= self._most_flights
+        in_the_way = self._flights - self._slow_flights
+        held_up = in_the_way >= self._lanes or self._flights >= self._most_flights
         if self._queue and not self._starting and not held_up:
             self._starting = True
             # Not now: those who call in the same turn of the loop go along.
@@ -117,6 +121,7 @@ class Coalescer(Generic[Call, Answer]):
         if batch := self._next_batch():
             self._flights += 1
             self._keep(self._fly(batch))
+            self._start_soon(asyncio.get_running_loop())
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

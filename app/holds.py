@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -74,6 +76,17 @@ _NOT_SERVING = (
 #: RedisClusterException is no RedisError.
 _AWAY = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
 _NOT_SERVING_ERRORS = (redis_errors.ReadOnlyError, redis_errors.OutOfMemoryError, redis_errors.NoPermissionError)
+
+#: The keys that each script is given, in its order (its head says what they hold).
+_KEYS_OF: Mapping[str, Callable[[Mapping[str, str]], tuple[str, ...]]] = {
+    "hold": itemgetter("mirror", "holds", "parties", "settled", "active"),
+    "extend": itemgetter("holds", "parties", "settled", "active"),
+    "release": itemgetter("mirror", "holds", "parties", "settled"),
+    "settle": itemgetter("mirror", "holds", "parties", "settled"),
+    "sync": itemgetter("mirror", "holds", "parties"),
+    "room": itemgetter("mirror", "holds", "parties"),
+    "inspect": itemgetter("mirror", "holds", "parties"),
+}
 
 _repairing: ContextVar[bool] = ContextVar("repairing", default=False)
 
@@ -257,7 +270,7 @@ class Holds:
         """
         reply = await self.run(
             self._call(
-                "hold", facts, ("mirror", "holds", "parties", "settled", "active"),
+                "hold", facts,
                 str(hold_id), quantity, ttl_ms, str(facts.id), FRESH_SECONDS * 1000,
             )
         )  # fmt: skip
@@ -274,7 +287,7 @@ class Holds:
         """Prolong a live hold to `ttl_ms` from now, at most `longest_ms` after it was taken (0: any)."""
         reply = await self.run(
             self._call(
-                "extend", facts, ("holds", "parties", "settled", "active"),
+                "extend", facts,
                 str(hold_id), ttl_ms, longest_ms, str(facts.id),
             )
         )  # fmt: skip
@@ -287,9 +300,7 @@ class Holds:
 
     async def release(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
         """Give a hold up; False when it was gone. With a token it is remembered as released until it would lapse."""
-        reply = await self.run(
-            self._call("release", facts, ("mirror", "holds", "parties", "settled"), str(hold_id), int(has_token))
-        )
+        reply = await self.run(self._call("release", facts, str(hold_id), int(has_token)))
         return bool(reply[0] == "released")
 
     async def settle(self, counts: Counts, hold_id: UUID, *, remember: bool) -> None:
@@ -333,8 +344,8 @@ class Holds:
     async def inspect(self, slots: Sequence[tuple[UUID, UUID]], most: int = MOST_HOLDS) -> list[Mirrored]:
         """Tell all that Redis knows of slots given as (resource id, slot id), at most `most` holds of each."""
         calls = [
-            Call("inspect", (keys["mirror"], keys["holds"], keys["parties"]), (most,))
-            for keys in (slot_keys(resource_id, slot_id) for resource_id, slot_id in slots)
+            Call("inspect", _KEYS_OF["inspect"](slot_keys(resource_id, slot_id)), (most,))
+            for resource_id, slot_id in slots
         ]
         replies = await self.run_many(calls)
         return [_mirrored(slot_id, reply) for (_, slot_id), reply in zip(slots, replies, strict=True)]
@@ -362,20 +373,18 @@ class Holds:
     # -- calls, also for `run_many` ---------------------------------------------------------------------------------
 
     def settle_call(self, counts: Counts, hold_id: UUID, *, remember: bool) -> Call:
-        keys = slot_keys(counts.resource_id, counts.slot_id)
         return Call(
             "settle",
-            (keys["mirror"], keys["holds"], keys["parties"], keys["settled"]),
+            _KEYS_OF["settle"](slot_keys(counts.resource_id, counts.slot_id)),
             (str(hold_id), SETTLED_SECONDS * 1000 if remember else 0, *_count_args(counts)),
         )
 
     def sync_call(self, counts: Counts, *, repair: bool = False) -> Call:
-        keys = slot_keys(counts.resource_id, counts.slot_id)
-        return Call("sync", (keys["mirror"], keys["holds"], keys["parties"]), (*_count_args(counts), int(repair)))
+        keys = _KEYS_OF["sync"](slot_keys(counts.resource_id, counts.slot_id))
+        return Call("sync", keys, (*_count_args(counts), int(repair)))
 
-    def _call(self, script: str, facts: SlotFacts, names: Sequence[str], *args: str | int) -> Call:
-        keys = slot_keys(facts.resource_id, facts.id)
-        return Call(script, tuple(keys[name] for name in names), args)
+    def _call(self, script: str, facts: SlotFacts, *args: str | int) -> Call:
+        return Call(script, _KEYS_OF[script](slot_keys(facts.resource_id, facts.id)), args)
 
     # -- the one way to Redis ---------------------------------------------------------------------------------------
 
@@ -612,8 +621,8 @@ def to_ms(instant: datetime) -> int:
 
 
 def _room_call(resource_id: UUID, slot_ids: Sequence[UUID]) -> Call:
-    keys = [slot_keys(resource_id, slot_id) for slot_id in slot_ids]
-    return Call("room", tuple(k[name] for k in keys for name in ("mirror", "holds", "parties")), ())
+    keys = (_KEYS_OF["room"](slot_keys(resource_id, slot_id)) for slot_id in slot_ids)
+    return Call("room", tuple(chain.from_iterable(keys)), ())
 
 
 def _room(row: list[int]) -> tuple[Room, int] | None:

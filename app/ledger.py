@@ -41,8 +41,12 @@ POOL_TIMEOUT_SECONDS = 1.0
 POOL_MAX_WAITING = 1_000
 #: Connections per process. A commit takes about a millisecond: few of them carry thousands a second.
 POOL_MAX_SIZE = 8
-#: Bookings of one commit: their slots are locked until it is through.
-MOST_TOGETHER = 100
+#: Bookings of one commit, and commits side by side: while Postgres works on the one, we read and answer requests for
+#: the other. Larger lists cost Postgres a little less, but then everybody waits for everybody (docs/performance.md).
+MOST_TOGETHER = 32
+COMMIT_LANES = 2
+#: Slots that are read together.
+MOST_LOOKS = 100
 #: Bookings that may wait for the next commit, and for how long.
 MAX_WAITING = 2_000
 MAX_WAITING_SECONDS = 1.0
@@ -184,19 +188,20 @@ class Ledger:
             most_together=MOST_TOGETHER,
             most_waiting=MAX_WAITING,
             longest_wait_seconds=MAX_WAITING_SECONDS,
-            most_flights=max_size // 2,
+            lanes=COMMIT_LANES,
             slow_seconds=SLOW_COMMIT_SECONDS,
+            most_flights=max_size // 2,
             named=lambda request: request.id,
             observe_size=GATHERED.labels("postgres").observe,
         )
         self._looks = Coalescer(
             self._read_facts,
             _no_facts,
-            most_together=MOST_TOGETHER,
+            most_together=MOST_LOOKS,
             most_waiting=MAX_WAITING,
             longest_wait_seconds=MAX_WAITING_SECONDS,
-            most_flights=2,
             slow_seconds=SLOW_COMMIT_SECONDS,
+            most_flights=2,
         )
 
     # -- the booking path -------------------------------------------------------------------------------------------

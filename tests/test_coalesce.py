@@ -56,6 +56,7 @@ class Store:
         most_waiting: int = 1000,
         longest_wait: float = 60.0,
         most_flights: int = 1,
+        lanes: int = 1,
         slow: float = math.inf,
         named: Callable[[int], object] = id,
     ) -> Coalescer[int, str]:
@@ -65,6 +66,7 @@ class Store:
             most_together=most_together,
             most_waiting=most_waiting,
             longest_wait_seconds=longest_wait,
+            lanes=lanes,
             most_flights=most_flights,
             slow_seconds=slow,
             named=named,  # type: ignore[arg-type]
@@ -108,13 +110,13 @@ STEPS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(steps=STEPS, most_together=st.integers(1, 5), most_flights=st.integers(1, 3))
+@given(steps=STEPS, most_together=st.integers(1, 5), lanes=st.integers(1, 2), most_flights=st.integers(1, 3))
 def test_every_caller_gets_its_own_answer_exactly_once_or_its_own_error(
-    steps: list[tuple[str, int]], most_together: int, most_flights: int
+    steps: list[tuple[str, int]], most_together: int, lanes: int, most_flights: int
 ) -> None:
     async def play() -> None:
         store = Store()
-        lane = store.coalescer(most_together, most_flights=most_flights, slow=0.0, named=lambda call: call)
+        lane = store.coalescer(most_together, lanes=lanes, most_flights=most_flights, slow=0.0, named=lambda call: call)
         asked: list[tuple[int, asyncio.Future[str]]] = []
         for step, value in steps:
             if step == "ask":
@@ -248,6 +250,20 @@ async def test_a_slow_flight_holds_up_only_those_on_board_and_flights_are_bounde
     store.land()
     store.land()
     assert [await call for call in calls] == ["answer 0", "answer 1", "answer 2"]
+
+
+async def test_as_many_flights_as_there_are_lanes_go_side_by_side() -> None:
+    store = Store()
+    way = store.coalescer(most_together=2, lanes=2, most_flights=3)
+    calls = asyncio.gather(*(way.ask(n) for n in range(6)))
+    await turns()
+    assert store.sent == [[0, 1], [2, 3]]
+    store.land(1)
+    await turns()
+    assert store.sent == [[0, 1], [2, 3], [4, 5]]
+    store.land()
+    store.land()
+    assert await calls == [f"answer {n}" for n in range(6)]
 
 
 async def test_two_of_one_name_go_one_after_the_other() -> None:

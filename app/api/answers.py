@@ -10,6 +10,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 JSON = "application/json"
 #: Of every answer: what it tells is true now, for one reader, and is what its media type says.
 SAFE_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_SAFE_RAW = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 
 
 class Answer(Response[Any]):
@@ -19,12 +20,9 @@ class Answer(Response[Any]):
 
     def __init__(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str]) -> None:
         super().__init__(body, status_code=status, media_type=media_type)
-        told = {**SAFE_HEADERS, **headers, "Content-Type": media_type, "Content-Length": str(len(body))}
-        self._start = {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()],
-        }
+        raw = [*_SAFE_RAW, (b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
+        raw += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._start = {"type": "http.response.start", "status": status, "headers": raw}
         self._body = {"type": "http.response.body", "body": body, "more_body": False}
 
     def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]
