@@ -311,14 +311,22 @@ class Holds:
         """Settle without waiting for it, unless very many are waiting already. A Redis that is away is told when it
         returns (`mirror.recover`).
         """
+        await self._later(self.settle_call(counts, hold_id, remember=remember))
+
+    async def sync_first(self, counts: Counts) -> None:
+        """Have the mirror know a slot before whatever this process asks of it next, without waiting: calls of one slot
+        go in the order in which they were made.
+        """
+        await self._later(self.sync_call(counts))
+
+    async def _later(self, call: Call) -> None:
         if self.breaker.is_open:
             return
-        call = self.settle_call(counts, hold_id, remember=remember)
         lane = self._lane(call)
-        settled = lane.post(call)
-        settled.add_done_callback(_consume)
+        done = lane.post(call)
+        done.add_done_callback(_consume)
         if lane.waiting > MAX_WAITING:
-            await asyncio.wait([settled])
+            await asyncio.wait([done])
 
     async def drain(self) -> None:
         """Wait until everything that was asked of Redis is answered."""

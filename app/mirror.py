@@ -135,7 +135,7 @@ class Mirror:
         if found is None:
             raise SlotNotFound
         facts, counts = found
-        await self.sync_quietly([counts])
+        await self.holds.sync_first(counts)
         return facts
 
     async def load(self, slot_id: UUID) -> Counts:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -127,7 +128,7 @@ def configure_logging(level: int = logging.INFO) -> None:
     shared: list[structlog.typing.Processor] = [
         _add_request_id,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_timestamp,
         _tell_exception,
     ]
     structlog.configure(
@@ -220,6 +221,11 @@ def _id_of(scope: Scope) -> str:
 def _add_request_id(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if (this_id := _request_id.get()) is not None:
         event["request_id"] = this_id
+    return event
+
+
+def _add_timestamp(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return event
 
 
