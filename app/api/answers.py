@@ -19,18 +19,21 @@ class Answer(Response[Any]):
     """
 
     def __init__(self, status: int, body: bytes, media_type: str, headers: Mapping[str, str]) -> None:
-        super().__init__(body, status_code=status, media_type=media_type)
-        raw = [*_SAFE_RAW, (b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
-        raw += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        self._start = {"type": "http.response.start", "status": status, "headers": raw}
-        self._body = {"type": "http.response.body", "body": body, "more_body": False}
+        super().__init__(body, status_code=status, media_type=media_type, headers=dict(headers))
+        self._body = body
 
     def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]
         return self._send
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send(self._start)  # type: ignore[arg-type]
-        await send(self._body)  # type: ignore[arg-type]
+        raw = [
+            *_SAFE_RAW,
+            (b"content-type", str(self.media_type).encode()),
+            (b"content-length", b"%d" % len(self._body)),
+        ]
+        raw += [(name.lower().encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+        await send({"type": "http.response.start", "status": self.status_code or 200, "headers": raw})
+        await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
 def ok(body: Any) -> Response[Any]:
