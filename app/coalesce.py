@@ -13,12 +13,16 @@ from typing import Any, Generic, TypeVar
 
 from app.errors import Overloaded
 
+#: Waiting is counted in slices: a process that was busy for a second has not looked at its sockets for a second, and
+#: must not turn a crowd away because of its own lag (design 5 says so of Redis).
+WAIT_SLICE_SECONDS = 0.05
+
 Call = TypeVar("Call")
 Answer = TypeVar("Answer")
 
 
 class _Waiting(Generic[Call, Answer]):
-    """A call and who waits for its answer. `deadline` is when it is too late to send it."""
+    """A call and who waits for its answer. `deadline` is when, of the lane's own time, it is too late to send it."""
 
     __slots__ = ("answer", "call", "deadline")
 
@@ -69,6 +73,9 @@ class Coalescer(Generic[Call, Answer]):
         self._slow_flights = 0  # those of them that hold up nobody any more
         self._starting = False
         self._watching: asyncio.TimerHandle | None = None
+        self._slice = min(longest_wait_seconds, WAIT_SLICE_SECONDS)
+        self._waited = 0.0  # the lane's own time, as of when it was looked at: it goes on while somebody is watching
+        self._looked_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         # A flight serves many requests: it runs in nobody's context, or its log lines would name one of them.
         self._context = contextvars.Context()
@@ -94,11 +101,11 @@ class Coalescer(Generic[Call, Answer]):
         """Send a call for which nobody needs to wait; returns the answer to come."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        deadline = math.inf if patient else loop.time() + self._longest_wait
+        deadline = math.inf if patient else self._own_time(loop) + self._longest_wait
         self._queue.append(_Waiting(call, answer, deadline))
         self._start_soon(loop)
         if not patient and self._watching is None:
-            self._watching = loop.call_at(deadline, self._turn_away_late, context=self._context)
+            self._watch(loop)
         return answer
 
     async def drain(self) -> None:
@@ -141,7 +148,6 @@ class Coalescer(Generic[Call, Answer]):
         return list(batch.values())
 
     async def _fly(self, batch: list[_Waiting[Call, Answer]]) -> None:
-        self._observe_size(len(batch))
         loop = asyncio.get_running_loop()
         is_slow = False
 
@@ -153,6 +159,7 @@ class Coalescer(Generic[Call, Answer]):
 
         timer = loop.call_later(self._slow, hold_up_nobody) if self._slow < math.inf else None
         try:
+            self._observe_size(len(batch))
             answers = await self._together([waiting.call for waiting in batch])
             if len(answers) != len(batch):
                 raise AssertionError(f"{len(answers)} answers to {len(batch)} calls")
@@ -183,15 +190,23 @@ class Coalescer(Generic[Call, Answer]):
             waiting.answer.cancel()
             raise
 
+    def _own_time(self, loop: asyncio.AbstractEventLoop) -> float:
+        if self._watching is None:
+            return self._waited
+        return self._waited + min(loop.time() - self._looked_at, self._slice)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looked_at = loop.time()
+        self._watching = loop.call_later(self._slice, self._turn_away_late, context=self._context)
+
     def _turn_away_late(self) -> None:
         """Tell those who have waited too long that they were not sent."""
-        self._watching = None
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        self._waited = self._own_time(loop)
+        self._watching = None
         for waiting in self._queue:
-            if waiting.deadline <= now:
+            if waiting.deadline <= self._waited:
                 waiting.tell(Overloaded())
         self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
-        impatient = (waiting.deadline for waiting in self._queue if waiting.deadline < math.inf)
-        if (first := next(impatient, None)) is not None:  # they wait in the order of their deadlines
-            self._watching = loop.call_at(first, self._turn_away_late, context=self._context)
+        if any(waiting.deadline < math.inf for waiting in self._queue):
+            self._watch(loop)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -229,6 +230,22 @@ async def test_who_has_waited_too_long_is_told_so_and_never_sent() -> None:
     assert store.sent == [[0], [2]]
     store.land()
     assert await patient == "answer 2"
+
+
+async def test_a_process_that_was_busy_itself_turns_nobody_away_for_it() -> None:
+    store = Store()
+    lane = store.coalescer(longest_wait=0.2)
+    flying = asyncio.create_task(lane.ask(0))
+    await turns()
+    waiting = [asyncio.create_task(lane.ask(n)) for n in (1, 2)]
+    await turns()
+    time.sleep(0.5)  # noqa: ASYNC251 on purpose: meanwhile nobody could look whether the store has answered
+    await turns()
+    store.land()
+    await turns()
+    assert store.sent == [[0], [1, 2]]
+    store.land()
+    assert await asyncio.gather(flying, *waiting) == ["answer 0", "answer 1", "answer 2"]
 
 
 async def test_a_slow_flight_holds_up_only_those_on_board_and_flights_are_bounded() -> None:
