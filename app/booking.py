@@ -20,7 +20,7 @@ import hmac
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -96,14 +96,15 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     the places are not given away before it is known whether they were sold.
     """
     claim = await _claim(engine, request)
-    mine = await _take_places(engine, claim, keyed=request.key is not None)
+    places = await _take_places(engine, claim, keyed=request.key is not None)
+    mine = places == "mine"
     token = manage_token(engine.settings.secrets, claim.id)
     try:
-        outcome = await engine.ledger.commit_one(_commit_request(claim, mine, request, token, caller))
+        outcome = await engine.ledger.commit_one(_commit_request(claim, request, token, caller, mine=mine))
     except Exception as error:
         in_doubt = isinstance(error, Unavailable) and not error.effect_none
-        if mine and claim.grant is None and not in_doubt:
-            await _give_back(engine, claim)
+        if claim.grant is None and not in_doubt:
+            await _let_go(engine, claim, places)
         outcomes("book", getattr(error, "code", "error")).inc()
         raise
     outcomes("book", outcome.word).inc()
@@ -113,8 +114,8 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     if outcome.word == "replayed":
         await _settle_later(engine, claim, request, outcome)  # the first one's may have been lost with its process
         return await _first_answer(engine, claim)
-    if mine and not (claim.grant and outcome.word == "mismatch"):  # a reused key is no reason to lose a hold
-        await _give_back(engine, claim)
+    if not (claim.grant and outcome.word == "mismatch"):  # a reused key is no reason to lose a hold
+        await _let_go(engine, claim, places)
     if mine and outcome.word == "full":  # not "occupied": layer 1 does not know a person's other slots
         BACKSTOP_CONFLICTS.inc()
     raise await _refusal(engine, claim, outcome)
@@ -133,20 +134,25 @@ async def _claim(engine: Engine, request: BookingRequest) -> Claim:
     return Claim(facts, booking_id, request.quantity, None)
 
 
-async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> bool:
-    """Layer 1. True: these places are held for this request alone, and must be given back if it fails.
+#: What layer 1 says of a booking's places. `mine`: held for this request alone, to be given back if it fails.
+#: `perhaps`: the script was sent, but Redis did not answer. `unknown`: another request with the same key has them, or
+#: Redis cannot tell. Whatever it says, Postgres decides.
+Places = Literal["mine", "perhaps", "unknown"]
 
-    False: go on without. Another request with the same key has them, or Redis cannot tell: Postgres decides.
+
+async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> Places:
+    """Layer 1: take the places, or be refused early.
 
     Raises:
         SlotUnavailable, InvalidRequest, HoldNotFound: a true refusal, without a look at Postgres.
     """
     try:
         if claim.grant is not None:
-            return await _secure_hold(engine, claim)
+            return "mine" if await _secure_hold(engine, claim) else "unknown"
         match await _take(engine, claim.facts, claim.id, claim.quantity, INNER_TTL_MS):
             case Taken(again=again):
-                return not again
+                engine.mirror.unheard.pop(claim.id, None)  # given up before, by a request with the same key: not now
+                return "unknown" if again else "mine"
             case Full() as full if not (keyed and full.unsure and await _was_booked(engine, claim)):
                 outcomes("book", "refused_early").inc()
                 raise await _unavailable(engine, claim, full)
@@ -154,12 +160,17 @@ async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> bool:
                 outcomes("book", "refused_early").inc()
                 raise await _not_open(engine, claim, reason)
     except RedisAway as away:
-        if claim.grant is None and not isinstance(away, NotAsked):
-            # The script may have run, or run yet. If the booking fails, nobody else would end that hold; if not, its
-            # settle has, and giving it back a second time is harmless.
-            engine.mirror.give_back_later(claim.facts, claim.id, has_token=False)
-        return False
-    return False  # settled or another quantity under the same key: Postgres knows the first request
+        return "unknown" if isinstance(away, NotAsked) else "perhaps"
+    return "unknown"  # settled or another quantity under the same key: Postgres knows the first request
+
+
+async def _let_go(engine: Engine, claim: Claim, places: Places) -> None:
+    """Give back what a booking that failed has taken, or may yet take when Redis gets round to it."""
+    if places == "mine":
+        await _give_back(engine, claim)
+    elif places == "perhaps" and claim.grant is None:
+        lives_seconds = INNER_TTL_MS / 1000
+        engine.mirror.give_back_later(claim.facts, claim.id, has_token=False, lives_seconds=lives_seconds)
 
 
 async def _was_booked(engine: Engine, claim: Claim) -> bool:
@@ -192,7 +203,7 @@ async def _take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, 
     return await engine.holds.take(facts, hold_id, quantity, ttl_ms)
 
 
-def _commit_request(claim: Claim, mine: bool, request: BookingRequest, token: str, caller: Caller) -> CommitRequest:
+def _commit_request(claim: Claim, request: BookingRequest, token: str, caller: Caller, *, mine: bool) -> CommitRequest:
     # A hold that Redis vouches for is alive, whatever its token says: it may have been extended since.
     deadline = claim.grant.expires_at if claim.grant and not mine else None
     return CommitRequest(

@@ -65,6 +65,7 @@ class Engine:
             async with asyncio.timeout(DRAIN_SECONDS):
                 if self._later:
                     await asyncio.wait(self._later)
+                await self.ledger.drain()
                 await self.holds.drain()
 
 

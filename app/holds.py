@@ -61,6 +61,10 @@ FORGET_AFTER = timedelta(days=1)
 MAX_CONNECTIONS = 16
 #: Scripts of one pipeline: a fraction of a second of Redis at the very worst, and most of what gathering can save.
 MOST_TOGETHER = 200
+#: More scripts than this of one caller are work in bulk, sent in pipelines of so many, beside those of the customers.
+FEW, BULK = 10, 100
+#: … and so is a script that tells all there is of a slot.
+LARGE_SCRIPTS = frozenset({"inspect"})
 #: Requests that may wait for the next pipeline, and for how long: beyond it they are told to come back.
 MAX_WAITING = 2_000
 MAX_WAITING_SECONDS = 2.0
@@ -330,7 +334,7 @@ class Holds:
 
     async def drain(self) -> None:
         """Wait until everything that was asked of Redis is answered."""
-        for lane in self._lanes.values():
+        for lane in list(self._lanes.values()):
             await lane.drain()
 
     async def sync(self, counts: Sequence[Counts], *, repair: bool = False) -> None:
@@ -405,32 +409,38 @@ class Holds:
         """
         self._refuse_while_open()
         if _repairing.get():  # a lane is nobody's, and would find the breaker open
-            [reply] = await self._together([call])
+            [reply] = await self._directly([call])
             if isinstance(reply, Exception):
                 raise reply
             return reply
         return await self._lane(call).ask(call, patient=call.script in PATIENT_SCRIPTS)
 
     async def run_many(self, calls: Sequence[Call]) -> list[Reply]:
-        """Run scripts in as few pipelines as possible.
+        """Run scripts: a few together with those of all requests, many or large ones in pipelines of their own.
 
         A slot whose keys are broken answers with an empty reply, and is logged: the others are served all the same.
 
         Raises:
-            RedisAway
+            RedisAway, Overloaded
         """
         self._refuse_while_open()
         replies: list[Reply | BaseException] = []
-        if _repairing.get():
-            for start in range(0, len(calls), MOST_TOGETHER):
-                replies += await self._together(calls[start : start + MOST_TOGETHER])
+        if len(calls) > FEW or _repairing.get() or any(call.script in LARGE_SCRIPTS for call in calls):
+            # Not in the lane of the customers, who would wait behind all of it, or be turned away for it.
+            for start in range(0, len(calls), BULK):
+                replies += await self._directly(calls[start : start + BULK])
         else:
-            asked = [self._lane(call).post(call) for call in calls]
-            replies += await asyncio.gather(*asked, return_exceptions=True)
+            replies += await asyncio.gather(*map(self.run, calls), return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException) and not isinstance(reply, BrokenKeys):
                 raise reply
         return [[] if isinstance(reply, BaseException) else reply for reply in replies]
+
+    async def _directly(self, calls: Sequence[Call]) -> list[Reply | Exception]:
+        try:
+            return await self._together(calls, as_one=True)
+        except NotTogether as error:
+            raise RedisAway(str(error)) from error
 
     def _lane(self, call: Call) -> Coalescer[Call, Reply]:
         """Choose the lane of a call: one for each server, so that a dead shard of a cluster holds up its own only."""
@@ -452,16 +462,18 @@ class Holds:
             )
         return lane
 
-    async def _together(self, calls: Sequence[Call]) -> list[Reply | Exception]:
+    async def _together(self, calls: Sequence[Call], *, as_one: bool = False) -> list[Reply | Exception]:
         """Send one pipeline; a Redis that lost its scripts is given them again, per reply.
 
         Raises:
-            RedisAway: it did not answer; that counts as a failure of each.
+            RedisAway: it did not answer. That counts as a failure of each: so many were let down by one server. Of a
+                shard, or of work in bulk (`as_one`), it counts once: it says little about what the others get.
         """
-        replies = await self._guarded(partial(self._pipelined, calls), times=len(calls))
+        times = 1 if as_one or isinstance(self.client, RedisCluster) else len(calls)
+        replies = await self._guarded(partial(self._pipelined, calls), times=times)
         if lost := [n for n, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]:
             whole = [calls[n] for n in lost]
-            again = await self._guarded(partial(self._pipelined, whole, with_text=True), times=len(whole))
+            again = await self._guarded(partial(self._pipelined, whole, with_text=True), times=times)
             for n, reply in zip(lost, again, strict=True):
                 replies[n] = reply
         failed, wrote = 0, False

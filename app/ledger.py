@@ -8,6 +8,7 @@ the doubt instead of guessing (design 4). Knows nothing of Redis.
 import asyncio
 import random
 import select
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
@@ -45,6 +46,12 @@ POOL_MAX_SIZE = 8
 #: the other. Larger lists cost Postgres a little less, but then everybody waits for everybody (docs/performance.md).
 MOST_TOGETHER = 32
 COMMIT_LANES = 2
+#: Members of lists that failed are repeated so many at a time, and wait so long for that: then they are told "busy".
+REPEATS = 2
+ALONE_SECONDS = 1.0
+#: A slot whose lock could not be had is kept apart for so long, and at most so many are.
+LOCKED_SECONDS = 2.0
+MOST_LOCKED = 1_000
 #: Slots that are read together.
 MOST_LOOKS = 100
 #: Bookings that may wait for the next commit, and for how long.
@@ -142,6 +149,10 @@ class InDoubt(Exception):
     """The statement was sent, its reply never came."""
 
 
+class NoConnection(Busy):
+    """All connections were at work: nothing was sent."""
+
+
 class CommitInDoubt(Exception):
     """The reply to this attempt's commit never came."""
 
@@ -182,18 +193,11 @@ class Ledger:
             reconnect_timeout=0.5,  # give up early and try anew with the next request: Postgres may be back by then
             open=False,
         )
-        self._commits = Coalescer(
-            self._commit_together,
-            self._commit_alone,
-            most_together=MOST_TOGETHER,
-            most_waiting=MAX_WAITING,
-            longest_wait_seconds=MAX_WAITING_SECONDS,
-            lanes=COMMIT_LANES,
-            slow_seconds=SLOW_COMMIT_SECONDS,
-            most_flights=max_size // 2,
-            named=lambda request: request.id,
-            observe_size=GATHERED.labels("postgres").observe,
-        )
+        self._commits = self._gathering(lanes=COMMIT_LANES, most_flights=max(1, max_size // 2))
+        #: Slots that somebody has locked, or whose commits wait for each other, until when that is believed.
+        self._locked: dict[UUID, float] = {}
+        self._commits_of_locked = self._gathering(lanes=1, most_flights=1)
+        self._repeats = asyncio.Semaphore(REPEATS)
         self._looks = Coalescer(
             self._read_facts,
             _no_facts,
@@ -203,6 +207,25 @@ class Ledger:
             slow_seconds=SLOW_COMMIT_SECONDS,
             most_flights=2,
         )
+
+    def _gathering(self, *, lanes: int, most_flights: int) -> Coalescer[CommitRequest, Outcome]:
+        return Coalescer(
+            self._commit_together,
+            self._commit_alone,
+            most_together=MOST_TOGETHER,
+            most_waiting=MAX_WAITING,
+            longest_wait_seconds=MAX_WAITING_SECONDS,
+            lanes=lanes,
+            slow_seconds=SLOW_COMMIT_SECONDS,
+            most_flights=most_flights,
+            named=lambda request: request.id,
+            observe_size=GATHERED.labels("postgres").observe,
+        )
+
+    async def drain(self) -> None:
+        """Wait until every commit that was asked for has its answer."""
+        await self._commits.drain()
+        await self._commits_of_locked.drain()
 
     # -- the booking path -------------------------------------------------------------------------------------------
 
@@ -217,7 +240,7 @@ class Ledger:
         """
         for _ in range(2):
             try:
-                return await self._commits.ask(request)
+                return await self._way_of(request).ask(request)
             except RuleViolated as violation:
                 if violation.rule in _SAME_REQUEST_RULES:
                     continue
@@ -238,26 +261,66 @@ class Ledger:
             return await self._commit(attempt, requests)
         except InDoubt as error:
             raise CommitInDoubt(attempt) from error
-        except RuleViolated as violation:
-            if _TAKEN_BY_RULE.get(violation.rule) == "full":
-                BACKSTOP_CONFLICTS.inc()
-                log.warning("backstop_conflict", rule=violation.rule)
-            raise
+
+    def _way_of(self, request: CommitRequest) -> Coalescer[CommitRequest, Outcome]:
+        """Keep slots that were locked a moment ago apart: whoever goes together with them waits as they do."""
+        locked_until = self._locked.get(request.slot_id)
+        if locked_until is None:
+            return self._commits
+        if locked_until > time.monotonic():
+            return self._commits_of_locked
+        del self._locked[request.slot_id]
+        return self._commits
+
+    def _note_locked(self, slot_id: UUID) -> None:
+        if len(self._locked) < MOST_LOCKED:
+            self._locked[slot_id] = time.monotonic() + LOCKED_SECONDS
 
     async def _commit_together(self, requests: Sequence[CommitRequest]) -> Sequence[Outcome | Exception]:
-        return await self.commit(requests)
+        try:
+            return await self.commit(requests)
+        except RuleViolated as violation:
+            if (
+                _TAKEN_BY_RULE.get(violation.rule) == "full"
+            ):  # counted here: repeated, its members may be told by layer 2
+                BACKSTOP_CONFLICTS.inc()
+                log.warning("backstop_conflict", rule=violation.rule)
+            if len(requests) == 1:  # nobody is innocent: to repeat it would say the same
+                return [violation]
+            raise
+        except Busy as busy:
+            slots = {request.slot_id for request in requests}
+            if len(slots) == 1 and not isinstance(busy, NoConnection):
+                self._note_locked(slots.pop())
+            if len(requests) == 1:
+                return [busy]
+            raise
 
     async def _commit_alone(self, request: CommitRequest, error: Exception) -> Outcome:
-        """Give one of a list that failed its own answer: what was in doubt is settled, what was refused is repeated."""
-        if isinstance(error, Overloaded | DatabaseUnavailable):
-            raise _told_again(error) from error
-        if not isinstance(error, CommitInDoubt):
-            try:
-                return (await self.commit([request]))[0]
-            except CommitInDoubt as doubt:
-                error = doubt
-        IN_DOUBT.inc()
-        return await self._resolve(error.attempt, request)
+        """Give one of a list that failed its own answer: what was in doubt is settled, what was refused is repeated,
+        a few at a time, so that the others find connections.
+        """
+        if isinstance(error, NoConnection | Overloaded | DatabaseUnavailable):
+            raise _told_again(error) from error  # the others' news is this one's
+        if isinstance(error, CommitInDoubt):
+            IN_DOUBT.inc()
+            return await self._resolve(error.attempt, request)
+        try:
+            async with asyncio.timeout(ALONE_SECONDS):
+                await self._repeats.acquire()
+        except TimeoutError:
+            raise Busy from error
+        try:
+            return (await self.commit([request]))[0]
+        except CommitInDoubt as doubt:
+            IN_DOUBT.inc()
+            return await self._resolve(doubt.attempt, request)
+        except Busy as busy:
+            if not isinstance(busy, NoConnection):
+                self._note_locked(request.slot_id)
+            raise
+        finally:
+            self._repeats.release()
 
     async def _commit(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
         rows = await self._rows("SELECT * FROM commit_bookings(%s, %s)", (attempt, _jsonb(requests)))
@@ -506,7 +569,7 @@ class Ledger:
             raise Overloaded from error
         except PoolTimeout as error:
             if self._connection_failures() == failures:
-                raise Busy from error  # all connections are at work, none is broken
+                raise NoConnection from error  # all are at work, none is broken
             raise DatabaseUnavailable(effect_none=True) from error
         reply = asyncio.ensure_future(self._reply(connection, statement, values))
         try:
@@ -587,7 +650,7 @@ def _told_again(error: Exception) -> Exception:
 
 
 async def _no_facts(_: UUID, error: Exception) -> tuple[SlotFacts, Counts] | None:
-    raise _told_again(error) from error
+    raise _told_again(error)
 
 
 def _jsonb(requests: Sequence[CommitRequest]) -> str:

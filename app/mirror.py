@@ -7,6 +7,7 @@ is missing, stale or wrong costs a round trip or an early answer, never a wrong 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -16,7 +17,7 @@ import structlog
 
 from app.domain import Alternatives, Counts, Room, Slot, SlotFacts
 from app.errors import SlotNotFound
-from app.holds import MOST_HOLDS, Holds, Mirrored, RedisAway
+from app.holds import MOST_HOLDS, BrokenKeys, Holds, Mirrored, RedisAway
 from app.ledger import Ledger
 from app.telemetry import DRIFT, MIRROR_LOADS
 
@@ -158,10 +159,13 @@ class Mirror:
             self.give_back_later(facts, hold_id, has_token=has_token)
             return False
 
-    def give_back_later(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> None:
+    def give_back_later(
+        self, facts: SlotFacts, hold_id: UUID, *, has_token: bool, lives_seconds: float | None = None
+    ) -> None:
         """Have a hold released when Redis hears again: in a second, or when it has returned."""
         if len(self.unheard) < MAX_UNHEARD:
-            self.unheard[hold_id] = (facts, has_token, time.monotonic() + facts.hold_max_seconds)
+            lapses_at = time.monotonic() + (lives_seconds or facts.hold_max_seconds)
+            self.unheard[hold_id] = (facts, has_token, lapses_at)
 
     async def release_unheard(self) -> None:
         """Repeat the releases that Redis did not hear, but none whose hold has lapsed: its id may hold again.
@@ -171,7 +175,8 @@ class Mirror:
         """
         for hold_id, (facts, has_token, lapses_at) in list(self.unheard.items()):
             if time.monotonic() < lapses_at:
-                await self.holds.release(facts, hold_id, has_token=has_token)
+                with suppress(BrokenKeys):  # of one slot, and logged: the others' releases must not wait for a person
+                    await self.holds.release(facts, hold_id, has_token=has_token)
             self.unheard.pop(hold_id, None)
 
     async def sync_quietly(self, counts: Sequence[Counts]) -> None:

@@ -61,9 +61,9 @@ GATHERED = Histogram(
 )
 IN_DOUBT = Counter("holdfast_in_doubt", "Commits whose answer was lost and had to be looked up")
 
-#: Log lines wait so long for each other, and so many are written at once: few enough for one pipe to take them whole.
+#: Log lines wait so long for each other, and so many bytes are written at once: what a pipe takes whole (PIPE_BUF).
 LOG_SECONDS = 0.05
-LINES_TOGETHER = 16
+BYTES_TOGETHER = 4_096
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 #: Asked every few seconds by machines: they would fill the log with nothing.
@@ -111,10 +111,14 @@ class LinesTogether:
     def _write(self) -> None:
         self._writing_in = None
         lines, self._lines = self._lines, []
-        with suppress(OSError, ValueError):  # nobody listens any more
-            for start in range(0, len(lines), LINES_TOGETHER):
-                self._stream.write(b"".join(lines[start : start + LINES_TOGETHER]))
-                self._stream.flush()
+        together = b""
+        for line in [*lines, b""]:
+            if together and (not line or len(together) + len(line) > BYTES_TOGETHER):
+                with suppress(OSError, ValueError):  # nobody listens any more
+                    self._stream.write(together)
+                    self._stream.flush()
+                together = b""
+            together += line
 
 
 @lru_cache(maxsize=100)

@@ -47,6 +47,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    # uvicorn stops cleanly and then raises the signal again: it must end us by the way that writes the last log lines.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
 
 
