@@ -30,7 +30,10 @@ from app.holds import (
     Taken,
     bounded,
     connect,
+    slot_keys,
 )
+from app.ledger import Ledger
+from app.mirror import Mirror
 from tests.faults import FaultProxy
 from tests.redis_servers import RedisServer, bundled_redis, running_cluster, running_redis, system_redis
 from tests.slots import assert_adds_up, counts_of, some_facts
@@ -545,6 +548,35 @@ async def test_cancelling_a_caller_leaves_the_connections_usable(holds: Holds, p
     assert isinstance(refused, Full)
     assert refused.capacity == 9
     assert holds.breaker.failures == 0
+
+
+async def test_one_slots_broken_keys_hold_up_no_others_release(direct: Holds) -> None:
+    mirror = Mirror(direct, Ledger("postgresql://unused"))
+    broken, facts = await synced(direct), await synced(direct, capacity=3)
+    hold_id = uuid4()
+    assert isinstance(await direct.take(facts, hold_id, 1, TTL), Taken)
+    await direct.client.delete(slot_keys(broken.resource_id, broken.id)["mirror"])
+    await direct.client.set(slot_keys(broken.resource_id, broken.id)["holds"], "no sorted set")
+    mirror.give_back_later(broken, uuid4(), has_token=True)
+    mirror.give_back_later(facts, hold_id, has_token=True)
+    await mirror.release_unheard()
+    assert mirror.unheard == {}
+    assert (await direct.rooms([(facts.resource_id, facts.id)]))[facts.id] == (Room(3, 0, 0, open=True), 1)
+    assert not direct.breaker.is_open
+
+
+async def test_work_in_bulk_does_not_stand_in_the_customers_way(direct: Holds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd's bound is for the crowd: what recovery or a list sends neither fills the queue nor is turned away."""
+    monkeypatch.setattr(holds_module, "MAX_WAITING", 5)
+    facts = await synced(direct, capacity=50)
+    slots = [counts_of(some_facts()) for _ in range(300)]
+    bulk = asyncio.create_task(direct.sync(slots))
+    listed = asyncio.create_task(direct.inspect([(counts.resource_id, counts.slot_id) for counts in slots]))
+    await asyncio.sleep(0)
+    answers = await asyncio.gather(*(direct.take(facts, uuid4(), 1, TTL) for _ in range(5)))
+    assert {type(answer) for answer in answers} == {Taken}
+    await bulk
+    assert len(await listed) == 300
 
 
 # -- fakeredis, where an outage is a flag -----------------------------------------------------------------------------

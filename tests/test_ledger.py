@@ -1,5 +1,6 @@
 """What no test over HTTP can time: lapsed holds beside locked slots, refusals whose words were lost, old answers."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from app import ledger as ledger_module
 from app.errors import Busy, DatabaseUnavailable
 from app.ledger import _FORGET_ANSWERS, FORGET_BATCH, CommitRequest, InDoubt, Ledger, RuleViolated, _jsonb
 from tests.service import Postgres, eventually
@@ -174,6 +176,35 @@ async def test_a_slot_locked_by_somebody_is_given_up_by_the_list_and_the_others_
             words = [(await ledger.commit_one(requests[n])).word for n in (0, 2)]
         words.append((await ledger.commit_one(requests[1])).word)
     assert words == ["booked"] * 3
+
+
+async def test_a_slot_locked_by_somebody_is_kept_apart_from_the_others_for_a_while(
+    url: str, sql: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "LOCKED_SECONDS", 60.0)
+    locked, other = make_slots(sql, 0, 2, kind="event", capacity=9)
+    async with opened(url) as ledger:
+        with psycopg.connect(url) as rival:
+            rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (locked,))
+            answers = await asyncio.gather(
+                *(ledger.commit_one(request(sql, slot_id)) for slot_id in (locked, other, other)),
+                return_exceptions=True,
+            )
+            assert isinstance(answers[0], Busy)
+            assert [answer.word for answer in answers[1:]] == ["booked"] * 2  # type: ignore[union-attr]
+            waiting = asyncio.create_task(ledger.commit_one(request(sql, locked)))
+            await asyncio.sleep(0)
+            flying = [await ledger.commit_one(request(sql, other)) for _ in range(3)]
+            assert [outcome.word for outcome in flying] == ["booked"] * 3
+            assert not waiting.done()  # still at the lock, alone
+        assert (await waiting).word == "booked"
+        monkeypatch.setattr(ledger_module, "LOCKED_SECONDS", 0.0)
+        ledger._locked[locked] = 0.0
+        assert (await ledger.commit_one(request(sql, locked))).word == "booked"
+        assert ledger._locked == {}
+    assert sql.execute(
+        "SELECT available_count FROM slots WHERE id = ANY(%s) ORDER BY id = %s", ([locked, other], other)
+    ).fetchall() == [(7,), (4,)]
 
 
 @pytest.mark.parametrize(

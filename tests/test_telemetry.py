@@ -104,3 +104,14 @@ def test_nothing_personal_and_no_secret_reaches_the_log(postgres: Postgres, bund
     key = service.operator["Authorization"].split()[1]
     for word in ("c4n4ry", "forged", *CUSTOMER.values(), hold["token"], booking["manage_token"], key):
         assert word not in logged
+
+
+def test_the_lines_of_the_last_moment_are_written_when_a_service_is_stopped(
+    postgres: Postgres, bundled_redis_server: RedisServer
+) -> None:
+    with serving(postgres.fresh(), bundled_redis_server.url, workers=1) as service:
+        log = Path(f"/proc/{service.process.pid}/fd/2").open()  # noqa: SIM115 read when its writer is gone
+        with factories.client(service) as everyone:
+            everyone.get("/v1/slots", headers={"X-Request-Id": "the-last-one"})
+    with log:
+        assert "the-last-one" in log.read()
