@@ -61,24 +61,37 @@ def main(
     console = Console()
     console.width = max(console.width, WIDTH)
     default = QUICK if quick else DEFAULT
-    names = frozenset(filter(None, only.split(",")))
+    names = frozenset(filter(None, (name.strip() for name in only.split(","))))
+    if without_million and MILLION in names:
+        raise click.UsageError(f"--without-million and --only {MILLION} contradict each other")
     try:
         groups = chosen(names - {MILLION}) if names != {MILLION} else []
-        counts = [int(count) for count in workers.split(",")] if groups else []
+        counts = _numbers(workers)
         plan = Plan(rounds or default[0], seconds or default[1], driver or find_driver())
+        report.make_room(path)
     except (KeyError, ValueError, LoadFailed) as error:
         raise click.UsageError(str(error.args[0])) from None
+    except OSError as error:
+        raise click.UsageError(f"--json {path}: {error.strerror}") from None
     result = report.Report(report.about(plan), [], [])
     with_million = MILLION in names or not (names or without_million)
     try:
         with _stoppable(), _telling(console) as tell:
             _run(groups, counts, plan, with_million=with_million, tell=tell, result=result)
     except (BenchFailed, LoadFailed, EmbeddedError, KeyboardInterrupt) as error:
-        result.wrongs.append(f"not finished: {str(error) or 'interrupted'}")  # what was finished is shown all the same
+        result.unfinished = str(error) or "interrupted"  # what was finished is shown all the same
     report.show(console, result)
-    report.write(path, result)
-    console.print(f"The same as JSON: {path}")
-    sys.exit(1 if result.wrongs else 0)
+    if result.parts:  # else what an earlier run left is worth more
+        report.write(path, result)
+        console.print(f"The same as JSON: {path}")
+    sys.exit(1 if result.wrongs or result.unfinished else 0)
+
+
+def _numbers(workers: str) -> list[int]:
+    counts = [int(count) if count.strip().isdigit() else 0 for count in workers.split(",")]
+    if not all(1 <= count <= 64 for count in counts):
+        raise ValueError("--workers takes numbers from 1 to 64, such as 1,2")
+    return counts
 
 
 def _run(

@@ -44,11 +44,13 @@ class Part(msgspec.Struct, frozen=True):
     facts: list[Fact]
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct):
     about: dict[str, Any]
     parts: list[Part]
     #: Not empty: the answers were not all true, and the figures mean nothing.
     wrongs: list[str]
+    #: Why the run ended before its time, if it did: what it has measured until then is true all the same.
+    unfinished: str = ""
 
 
 def part(
@@ -99,6 +101,8 @@ def show(console: Console, report: Report) -> None:
         console.print(f"[red]✗[/] {escape(wrong)}", highlight=False)
     if report.wrongs:
         console.print("[red bold]VOID: not all answers were true, so the figures mean nothing[/]")
+    if report.unfinished:
+        console.print(f"[red]INCOMPLETE: {escape(report.unfinished)}[/]", highlight=False)
 
 
 def _table(part: Part) -> Table:
@@ -152,7 +156,18 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
+def make_room(path: Path) -> None:
+    """Find out that the report cannot be left there before anything is measured.
+
+    Raises:
+        OSError
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()
+    if not path.stat().st_size:
+        path.unlink()
+
+
 def write(path: Path, report: Report) -> None:
     """Leave the same for programs, with every round."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(msgspec.to_builtins(report), indent=2, ensure_ascii=False) + "\n")
