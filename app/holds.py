@@ -2,7 +2,9 @@
 
 One function per script of `lua/`. Every script may run twice (a lost reply is asked again) and every caller must be
 able to go on without it: whatever is wrong with Redis arrives as `RedisAway`, in at most about 150 ms of a responsive
-event loop, and at once while the breaker is open. Knows nothing of Postgres.
+event loop from when it was sent, and at once while the breaker is open. What is asked meanwhile waits for one such
+pipeline at most: what it fails for all on board opens the breaker, unless they were fewer than three. Knows nothing of
+Postgres.
 """
 
 import asyncio

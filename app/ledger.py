@@ -1,8 +1,8 @@
 """Postgres: the truth. Layers 2 and 3: one function call per commit, and the constraints behind it.
 
 Raw psycopg, one statement per round trip, each its own transaction (autocommit): when a function here returns, its
-change is committed. A server's error is final and says so; a reply that never came is *in doubt*, and `commit` settles
-the doubt instead of guessing (design 4). Knows nothing of Redis.
+change is committed. A server's error is final and says so; a reply that never came is *in doubt*, and `commit_one`
+settles the doubt instead of guessing (design 4). Knows nothing of Redis.
 """
 
 import asyncio
@@ -280,9 +280,8 @@ class Ledger:
         try:
             return await self.commit(requests)
         except RuleViolated as violation:
-            if (
-                _TAKEN_BY_RULE.get(violation.rule) == "full"
-            ):  # counted here: repeated, its members may be told by layer 2
+            # Counted here, for the list: repeated, its members may be told by layer 2.
+            if _TAKEN_BY_RULE.get(violation.rule) == "full":
                 BACKSTOP_CONFLICTS.inc()
                 log.warning("backstop_conflict", rule=violation.rule)
             if len(requests) == 1:  # nobody is innocent: to repeat it would say the same

@@ -102,9 +102,8 @@ class LinesTogether:
         except RuntimeError:
             self._write()
             return
-        if (
-            self._writing_in is not loop
-        ):  # a loop that has ended before it wrote leaves that to the next, or to the exit
+        # A loop that has ended before it wrote leaves that to the next, or to the exit.
+        if self._writing_in is not loop:
             self._writing_in = loop
             loop.call_later(LOG_SECONDS, self._write)
 

@@ -181,30 +181,36 @@ async def test_a_slot_locked_by_somebody_is_given_up_by_the_list_and_the_others_
 async def test_a_slot_locked_by_somebody_is_kept_apart_from_the_others_for_a_while(
     url: str, sql: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "LOCKED_SECONDS", 60.0)
     locked, other = make_slots(sql, 0, 2, kind="event", capacity=9)
-    async with opened(url) as ledger:
-        with psycopg.connect(url) as rival:
-            rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (locked,))
+    with psycopg.connect(url) as rival:
+        rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (locked,))
+        async with opened(url) as ledger:
             answers = await asyncio.gather(
                 *(ledger.commit_one(request(sql, slot_id)) for slot_id in (locked, other, other)),
                 return_exceptions=True,
             )
             assert isinstance(answers[0], Busy)
             assert [answer.word for answer in answers[1:]] == ["booked"] * 2  # type: ignore[union-attr]
+            assert list(ledger._locked) == [locked]
+        # Now with all the time of the world: who waits for the lock waits until it is given up, and beside the others.
+        for bound in ("LOCK_TIMEOUT_MS", "STATEMENT_TIMEOUT_MS", "REPLY_TIMEOUT_SECONDS"):
+            monkeypatch.setattr(ledger_module, bound, 60_000)
+        async with opened(url) as ledger:
+            ledger._locked[locked] = float("inf")
             waiting = asyncio.create_task(ledger.commit_one(request(sql, locked)))
             await asyncio.sleep(0)
             flying = [await ledger.commit_one(request(sql, other)) for _ in range(3)]
             assert [outcome.word for outcome in flying] == ["booked"] * 3
-            assert not waiting.done()  # still at the lock, alone
-        assert (await waiting).word == "booked"
-        monkeypatch.setattr(ledger_module, "LOCKED_SECONDS", 0.0)
-        ledger._locked[locked] = 0.0
-        assert (await ledger.commit_one(request(sql, locked))).word == "booked"
-        assert ledger._locked == {}
-    assert sql.execute(
+            assert not waiting.done()
+            rival.rollback()
+            assert (await waiting).word == "booked"
+            ledger._locked[locked] = 0.0
+            assert (await ledger.commit_one(request(sql, locked))).word == "booked"
+            assert ledger._locked == {}
+    counts = sql.execute(
         "SELECT available_count FROM slots WHERE id = ANY(%s) ORDER BY id = %s", ([locked, other], other)
-    ).fetchall() == [(7,), (4,)]
+    )
+    assert counts.fetchall() == [(7,), (4,)]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
     _default("HOLDFAST_WORKERS", str(min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)))
     listener = _listen()
     url = url_of(listener)
-    with _stoppable(), ExitStack() as stack:
+    with stoppable(), ExitStack() as stack:
         _start_stores(home, stack)
         home.mkdir(parents=True, exist_ok=True)
         keys = keep_keys(home)
@@ -95,8 +95,8 @@ def _default(name: str, value: str) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Make SIGTERM and a closed terminal end the demo like Ctrl-C, also while it starts: the stores stop cleanly."""
+def stoppable() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal end us like Ctrl-C, also while starting: the stores stop cleanly."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

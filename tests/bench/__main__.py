@@ -4,18 +4,17 @@ Exits 0 when the figures are true, whatever they are; 1 when any answer was wron
 wrong use.
 """
 
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import rich_click as click
 from rich.console import Console
 
+from app.cli.demo import stoppable
 from app.embedded import EmbeddedError
 from tests.bench import million, report
 from tests.bench.judge import verdicts
@@ -76,7 +75,7 @@ def main(
     result = report.Report(report.about(plan), [], [])
     with_million = MILLION in names or not (names or without_million)
     try:
-        with _stoppable(), _telling(console) as tell:
+        with stoppable(), _telling(console) as tell:
             _run(groups, counts, plan, with_million=with_million, tell=tell, result=result)
     except (BenchFailed, LoadFailed, EmbeddedError, KeyboardInterrupt) as error:
         result.unfinished = str(error) or "interrupted"  # what was finished is shown all the same
@@ -157,22 +156,6 @@ def _telling(console: Console) -> Iterator[Callable[[str], None]]:
 def _scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
         yield Path(directory)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Make SIGTERM and a closed terminal end the run like Ctrl-C: the service and the stores stop cleanly."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
