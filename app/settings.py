@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from email.utils import parseaddr
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -11,6 +12,10 @@ T = TypeVar("T")
 
 MIN_SECRET_LENGTH = 32
 MIN_OPERATOR_KEY_LENGTH = 16
+MIN_WEBHOOK_SECRET_LENGTH = 8
+#: The only keys that our Stripe simulator takes: whoever runs with one moves no money, which production must not.
+SIMULATOR_KEY_PREFIX = "sk_simulator_"
+STRIPE_API = "https://api.stripe.com"
 
 
 class SettingsError(Exception):
@@ -30,6 +35,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     #: How long a customer's hold lives when its venue does not say otherwise.
     hold_ttl_seconds: int = 300
+    #: Where customers reach the service: links in e-mails, and where Stripe sends them back to.
+    public_url: str = "http://127.0.0.1:8000"
+    #: None: nothing can be paid online.
+    stripe_api_key: str | None = None
+    stripe_api_base: str = STRIPE_API
+    #: Any of them verifies: two while one is rotated. None: the webhook endpoint is off.
+    stripe_webhook_secrets: tuple[str, ...] = ()
+    #: smtp://user:password@host:port (STARTTLS when offered), smtps://… None: no e-mail is sent.
+    smtp_url: str | None = None
+    mail_from: str = "Holdfast <no-reply@localhost>"
     #: Demo mode prints its operator key and runs on the bundled servers.
     demo: bool = False
     #: An evicting Redis deletes the holds first, silently: only a demo may ignore that.
@@ -45,18 +60,25 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         SettingsError: a variable is missing or has a wrong value.
     """
+    production = _choice(environ, "HOLDFAST_ENV", "production", ("production", "development", "test")) == "production"
+    host, port = environ.get("HOLDFAST_HOST", "127.0.0.1"), _integer(environ, "HOLDFAST_PORT", 8000, 1, 65_535)
     return Settings(
         redis_url=_redis_url(_required(environ, "REDIS_URL")),
         database_url=_database_url(_required(environ, "DATABASE_URL")),
         operator_key=_long(environ, "HOLDFAST_OPERATOR_KEY", MIN_OPERATOR_KEY_LENGTH),
         secrets=_secrets(environ),
-        host=environ.get("HOLDFAST_HOST", "127.0.0.1"),
-        port=_integer(environ, "HOLDFAST_PORT", 8000, 1, 65_535),
+        host=host,
+        port=port,
         workers=_integer(environ, "HOLDFAST_WORKERS", 1, 1, 64),
         hold_ttl_seconds=_integer(environ, "HOLDFAST_HOLD_TTL_SECONDS", 300, 1, 86_400),
         demo=_flag(environ, "HOLDFAST_DEMO"),
-        production=_choice(environ, "HOLDFAST_ENV", "production", ("production", "development", "test"))
-        == "production",
+        production=production,
+        public_url=_url(environ, "HOLDFAST_PUBLIC_URL", f"http://{host}:{port}", ("http", "https")),
+        stripe_api_key=_stripe_key(environ, production=production),
+        stripe_api_base=_url(environ, "STRIPE_API_BASE", STRIPE_API, ("http", "https")),
+        stripe_webhook_secrets=_webhook_secrets(environ),
+        smtp_url=_url(environ, "HOLDFAST_SMTP_URL", "", ("smtp", "smtps")) or None,
+        mail_from=_mail_from(environ),
     )
 
 
@@ -79,6 +101,45 @@ def _secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
     if any(len(secret) < MIN_SECRET_LENGTH for secret in secrets):
         raise SettingsError(f"HOLDFAST_SECRET must have at least {MIN_SECRET_LENGTH} characters, each part of it")
     return secrets
+
+
+def _stripe_key(environ: Mapping[str, str], *, production: bool) -> str | None:
+    key = environ.get("STRIPE_API_KEY", "").strip() or None
+    if production and key and key.startswith(SIMULATOR_KEY_PREFIX):
+        raise SettingsError("STRIPE_API_KEY is one of the Stripe simulator, which is not for production")
+    return key
+
+
+def _webhook_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
+    text = environ.get("STRIPE_WEBHOOK_SECRET", "").strip()
+    secrets = tuple(part.strip() for part in text.split(",")) if text else ()
+    if any(len(secret) < MIN_WEBHOOK_SECRET_LENGTH for secret in secrets):
+        # An empty secret would verify whatever anybody signs with nothing.
+        raise SettingsError(
+            f"STRIPE_WEBHOOK_SECRET must have at least {MIN_WEBHOOK_SECRET_LENGTH} characters, each part of it"
+        )
+    return secrets
+
+
+def _mail_from(environ: Mapping[str, str]) -> str:
+    text = environ.get("HOLDFAST_MAIL_FROM", "").strip() or "Holdfast <no-reply@localhost>"
+    if "@" not in parseaddr(text)[1] or not text.isprintable():
+        raise SettingsError(f"HOLDFAST_MAIL_FROM must be like Salon <hello@salon.example>, not {text!r}")
+    return text
+
+
+def _url(environ: Mapping[str, str], name: str, default: str, schemes: tuple[str, ...]) -> str:
+    url = environ.get(name, "").strip().rstrip("/") or default
+    try:
+        parts = urlsplit(url)
+        right = not url or (parts.scheme in schemes and parts.hostname and parts.port != 0)
+    except ValueError:  # of a port that is no number
+        right = False
+    if not right:
+        raise SettingsError(
+            f"{name} must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host"
+        )
+    return url
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -36,6 +36,13 @@ def test_defaults_are_those_of_the_contract():
         ("HOLDFAST_HOLD_TTL_SECONDS", "5m"),
         ("HOLDFAST_ENV", "prod"),
         ("HOLDFAST_DEMO", "yes"),
+        ("HOLDFAST_PUBLIC_URL", "salon.example"),
+        ("HOLDFAST_PUBLIC_URL", "http://salon.example:port"),
+        ("STRIPE_API_BASE", "ftp://localhost"),
+        ("STRIPE_API_KEY", "sk_simulator_abc"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_abcdefgh,"),
+        ("HOLDFAST_SMTP_URL", "localhost:25"),
+        ("HOLDFAST_MAIL_FROM", "Salon"),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line(name, value):
@@ -52,6 +59,15 @@ def test_other_spellings_of_the_stores_are_understood():
     assert settings.database_url == "postgresql://h/d"
 
 
+def test_the_simulator_is_for_everything_but_production():
+    assert from_env({**GOOD, "HOLDFAST_ENV": "test", "STRIPE_API_KEY": "sk_simulator_abc"}).stripe_api_key
+
+
+def test_two_webhook_secrets_serve_while_one_is_rotated():
+    settings = from_env({**GOOD, "STRIPE_WEBHOOK_SECRET": "whsec_new_new, whsec_old_old"})
+    assert settings.stripe_webhook_secrets == ("whsec_new_new", "whsec_old_old")
+
+
 def test_secrets_are_not_shown():
-    assert "k" * 16 not in repr(from_env(GOOD))
-    assert "s" * 32 not in repr(from_env(GOOD))
+    shown = repr(from_env({**GOOD, "STRIPE_API_KEY": "sk_live_abc", "STRIPE_WEBHOOK_SECRET": "whsec_abcdefgh"}))
+    assert not any(secret in shown for secret in ("k" * 16, "s" * 32, "sk_live", "whsec"))
