@@ -7,7 +7,7 @@ there. A test keeps these definitions equal to what the migrations make, names i
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, TIMESTAMP, TSTZRANGE, ExcludeConstraint
 from sqlalchemy.types import UserDefinedType
 
 metadata = sa.MetaData()
@@ -41,6 +41,8 @@ venues = sa.Table(
     sa.Column("hold_ttl_seconds", sa.Integer),
     sa.Column("hold_max_seconds", sa.Integer, nullable=False, server_default=sa.text("1800")),
     _at("created_at", default=True),
+    sa.Column("refund_hours", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("return_origins", ARRAY(sa.Text)),
     sa.PrimaryKeyConstraint("id", name="venues_pkey"),
     sa.UniqueConstraint("slug", name="venues_slug_unique"),
     sa.CheckConstraint("slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'", name="venues_slug_form"),
@@ -49,6 +51,8 @@ venues = sa.Table(
     sa.CheckConstraint("payment IN ('on_site', 'required')", name="venues_payment_known"),
     sa.CheckConstraint("hold_ttl_seconds BETWEEN 1 AND 86400", name="venues_hold_ttl_range"),
     sa.CheckConstraint("hold_max_seconds BETWEEN 1 AND 86400", name="venues_hold_max_range"),
+    sa.CheckConstraint("refund_hours BETWEEN 0 AND 8760", name="venues_refund_hours_range"),
+    sa.CheckConstraint("cardinality(return_origins) <= 20", name="venues_return_origins_few"),
 )
 
 resources = sa.Table(
@@ -246,4 +250,91 @@ abandoned_attempts = sa.Table(
     sa.Column("attempt", sa.Uuid, nullable=False),
     _at("at", default=True),
     sa.PrimaryKeyConstraint("attempt", name="abandoned_attempts_pkey"),
+)
+
+_UNFINISHED = "status IN ('creating', 'open', 'closing', 'abandoned')"
+_WAS_PAID = "status IN ('paid', 'mismatched')"
+
+payments = sa.Table(
+    "payments",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("slot_id", sa.Uuid, nullable=False),
+    sa.Column("booking_id", sa.Uuid),
+    sa.Column("rebooked_id", sa.Uuid),
+    sa.Column("quantity", sa.Integer, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="creating"),
+    sa.Column("params", JSON),
+    sa.Column("session_id", sa.Text),
+    sa.Column("session_url", sa.Text),
+    sa.Column("payment_intent", sa.Text),
+    sa.Column("refund_status", sa.Text, nullable=False, server_default="none"),
+    sa.Column("refund_reason", sa.Text),
+    sa.Column("refund_id", sa.Text),
+    sa.Column("refunded_amount", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    _at("created_at", default=True),
+    _at("asked_at", default=True),
+    _at("paid_at", nullable=True),
+    _at("refunded_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="payments_pkey"),
+    sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="payments_of_a_venue"),
+    sa.ForeignKeyConstraint(["slot_id"], ["slots.id"], name="payments_for_a_slot"),
+    sa.UniqueConstraint("session_id", name="payments_session_unique"),
+    sa.UniqueConstraint("refund_id", name="payments_refund_unique"),
+    sa.CheckConstraint(
+        "status IN ('creating', 'open', 'closing', 'abandoned', 'failed', 'expired', 'paid', 'mismatched')",
+        name="payments_status_known",
+    ),
+    sa.CheckConstraint("refund_status IN ('none', 'due', 'waived', 'done')", name="payments_refund_status_known"),
+    sa.CheckConstraint(
+        f"refund_status = 'none' AND refunded_amount = 0 OR {_WAS_PAID}", name="payments_refund_of_what_was_paid"
+    ),
+    sa.CheckConstraint(f"({_WAS_PAID}) = (paid_at IS NOT NULL)", name="payments_paid_at_when_paid"),
+    sa.CheckConstraint("(refund_status = 'done') = (refunded_at IS NOT NULL)", name="payments_refunded_at_when_done"),
+    sa.CheckConstraint(
+        "status NOT IN ('open', 'paid', 'mismatched') OR session_id IS NOT NULL", name="payments_session_when_open"
+    ),
+    sa.CheckConstraint("amount BETWEEN 0 AND 100000000000000 AND refunded_amount >= 0", name="payments_amount_range"),
+    sa.CheckConstraint("quantity BETWEEN 1 AND 100000", name="payments_quantity_range"),
+    sa.CheckConstraint("currency ~ '^[A-Z]{3}$'", name="payments_currency_form"),
+    sa.Index(
+        "payments_one_per_booking",
+        "booking_id",
+        unique=True,
+        postgresql_where=sa.text("status IN ('creating', 'open', 'closing', 'expired', 'paid')"),
+    ),
+    sa.Index("payments_by_booking", "booking_id"),
+    sa.Index("payments_by_rebooked", "rebooked_id", postgresql_where=sa.text("rebooked_id IS NOT NULL")),
+    sa.Index("payments_by_intent", "payment_intent", postgresql_where=sa.text("payment_intent IS NOT NULL")),
+    sa.Index("payments_unfinished", "asked_at", postgresql_where=sa.text(_UNFINISHED)),
+    sa.Index("payments_refunds_due", "paid_at", postgresql_where=sa.text("refund_status = 'due'")),
+    sa.Index("payments_by_time", "created_at"),
+)
+
+webhook_inbox = sa.Table(
+    "webhook_inbox",
+    metadata,
+    sa.Column("event_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("object", JSONB, nullable=False),
+    _at("received_at", default=True),
+    _at("queued_at", nullable=True),
+    _at("applied_at", nullable=True),
+    sa.Column("outcome", sa.Text),
+    sa.PrimaryKeyConstraint("event_id", name="webhook_inbox_pkey"),
+    sa.CheckConstraint("(applied_at IS NULL) = (outcome IS NULL)", name="webhook_inbox_outcome_when_applied"),
+    sa.Index("webhook_inbox_waiting", "received_at", postgresql_where=sa.text("queued_at IS NULL")),
+    sa.Index("webhook_inbox_by_time", "received_at"),
+)
+
+event_readers = sa.Table(
+    "event_readers",
+    metadata,
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("xid", Xid8, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("name", name="event_readers_pkey"),
 )

@@ -35,7 +35,7 @@ INDEXES = """
 TRIGGERS = """
     SELECT t.relname, g.tgname, p.proname, g.tgenabled, pg_get_triggerdef(g.oid)
     FROM pg_trigger AS g JOIN pg_class AS t ON t.oid = g.tgrelid JOIN pg_proc AS p ON p.oid = g.tgfoid
-    WHERE NOT g.tgisinternal ORDER BY 1, 2
+    WHERE NOT g.tgisinternal AND t.relnamespace = 'public'::regnamespace ORDER BY 1, 2
 """
 FUNCTIONS = """
     SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1
@@ -43,6 +43,7 @@ FUNCTIONS = """
 
 #: Which trigger keeps which promise on which table. One that is missing or disabled would let a wrong state in.
 EXPECTED_TRIGGERS = {
+    ("bookings", "bookings_confirmed_when_paid", "bookings_confirmed_when_paid"),
     ("bookings", "bookings_deleted", "bookings_keep_available_count"),
     ("bookings", "bookings_follow_transitions", "bookings_follow_transitions"),
     ("bookings", "bookings_inserted", "bookings_keep_available_count"),
@@ -50,6 +51,8 @@ EXPECTED_TRIGGERS = {
     ("bookings", "bookings_updated", "bookings_keep_available_count"),
     ("events", "events_append_only", "refuse_statement"),
     ("occupied", "occupied_kept_by_bookings", "refuse_statement"),
+    ("payments", "payments_follow_transitions", "payments_follow_transitions"),
+    ("payments", "payments_never_deleted", "refuse_statement"),
     ("slots", "slots_begin_empty", "slots_begin_empty"),
     ("slots", "slots_guard_changes", "slots_guard_changes"),
 }

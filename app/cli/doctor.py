@@ -47,6 +47,7 @@ INVARIANTS = {
             WHERE r.kind <> 'event' AND EXISTS (SELECT FROM bookings AS b WHERE b.slot_id = s.id
                 AND b.status IN ('held', 'pending_payment', 'confirmed'))) AS occupied_slots
         WHERE busy_until > starts_at""",
+    "Money adds up: paid means booked, or refunded once": "SELECT payment_id FROM money_mismatches",
 }
 
 #: Layer 3 and what keeps the counts. Without one of these the database would believe anything.
@@ -56,8 +57,11 @@ TRIGGERS = (
     "bookings_deleted",
     "bookings_follow_transitions",
     "bookings_never_truncated",
+    "bookings_confirmed_when_paid",
     "events_append_only",
     "occupied_kept_by_bookings",
+    "payments_follow_transitions",
+    "payments_never_deleted",
     "slots_begin_empty",
     "slots_guard_changes",
 )
@@ -68,8 +72,15 @@ CONSTRAINTS = (
     "bookings_quantity_range",
     "bookings_status_known",
     "occupied_one_thing_at_a_time",
+    "payments_session_unique",
+    "payments_refund_of_what_was_paid",
 )
-INDEXES = ("bookings_one_live_on_exclusive_slot", "bookings_one_per_idempotency_key", "bookings_pkey")
+INDEXES = (
+    "bookings_one_live_on_exclusive_slot",
+    "bookings_one_per_idempotency_key",
+    "bookings_pkey",
+    "payments_one_per_booking",
+)
 
 Verdict = Literal["ok", "warning", "failed", "violated", "unreachable"]
 
