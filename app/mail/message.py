@@ -1,0 +1,153 @@
+"""How an e-mail reads: one set of words for its text and its HTML, the calendar entry beside them."""
+
+from datetime import UTC, datetime
+from email.errors import HeaderParseError
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime, parseaddr
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from app.mail.calendar import calendar_entry
+from app.mail.money import money_text
+from app.mail.notice import MailRefused, Notice
+from app.mail.text import one_line, short_when, when
+
+#: Longer names are cut in the subject: a list of mails shows no more, and the body has all of it.
+SUBJECT_NAME = 60
+
+
+class Words(msgspec.Struct, frozen=True):
+    """All that a template says."""
+
+    subject: str
+    heading: str
+    venue: str
+    greeting: str
+    sentences: list[str]
+    facts: list[tuple[str, str]]
+    link: str | None
+    link_text: str
+
+
+def render(notice: Notice, sender: str, now: datetime | None = None) -> EmailMessage:
+    """Write the e-mail of a notice. The same notice has the same Message-ID whenever it is rendered.
+
+    Raises:
+        MailRefused: the customer's address is none.
+    """
+    now = (now or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
+    from_name, from_address = parseaddr(sender)
+    author, words = Address(one_line(from_name), addr_spec=from_address), _words(notice)
+    message = EmailMessage(policy=SMTP)
+    message["From"] = author
+    # The address alone. A name would add nothing for its bearer, and would be a header that strangers write.
+    message["To"] = _recipient(notice)
+    message["Subject"] = words.subject
+    message["Date"] = format_datetime(now)
+    message["Message-ID"] = f"<{notice.booking_id}.{notice.kind}.{notice.sequence}@{author.domain}>"
+    message["Auto-Submitted"] = "auto-generated"
+    message["Content-Language"] = "en"
+    # Quoted-printable passes every server, also those of seven bits and of short lines.
+    message.set_content(_template("notice.txt", words), cte="quoted-printable")
+    message.add_alternative(_template("notice.html", words), subtype="html", cte="quoted-printable")
+    # What was never booked stands in no calendar: a removal would put a crossed-out entry there.
+    if notice.kind != "refunded":
+        message.add_attachment(
+            calendar_entry(notice, author, now).decode(),
+            subtype="calendar",
+            filename="booking.ics",
+            params={"method": "PUBLISH"},
+            cte="base64",
+        )
+    return message
+
+
+def _recipient(notice: Notice) -> Address:
+    text = notice.customer.email
+    try:
+        # It checks less than it seems: what is left of a line break would be a header, or a second recipient.
+        address = Address(addr_spec=text)
+        if not text.isascii() or not text.isprintable() or " " in text or not (address.username and address.domain):
+            raise ValueError
+    except (ValueError, IndexError, HeaderParseError):
+        failure = MailRefused("the customer's e-mail address is none")
+    else:
+        return address
+    raise failure  # outside of the handler: the error that caused it repeats the address
+
+
+def _words(notice: Notice) -> Words:
+    what = one_line(notice.resource_name)
+    return Words(
+        subject=f"{_SUBJECTS[notice.kind]}: {one_line(what, SUBJECT_NAME)}, "
+        f"{short_when(notice.starts_at, notice.venue.timezone)}",
+        heading=_HEADINGS[notice.kind],
+        venue=one_line(notice.venue.name),
+        greeting=f"Hello {one_line(notice.customer.name) or 'there'},",
+        sentences=_sentences(notice),
+        facts=[
+            ("What", what),
+            ("Where", one_line(notice.venue.name)),
+            ("When", when(notice.starts_at, notice.ends_at, notice.venue.timezone)),
+            ("Places", str(notice.quantity)),
+            *([("Price", money_text(notice.price))] if notice.price else []),
+            ("Booking", str(notice.booking_id)),
+        ],
+        link=notice.manage_url,
+        link_text="View or cancel the booking" if notice.kind == "confirmed" else "View the booking",
+    )
+
+
+_SUBJECTS = {"confirmed": "Confirmed", "cancelled": "Cancelled", "refunded": "Not booked, money returned"}
+_HEADINGS = {
+    "confirmed": "Your booking is confirmed",
+    "cancelled": "Your booking is cancelled",
+    "refunded": "Your payment came too late",
+}
+
+
+def _sentences(notice: Notice) -> list[str]:
+    places = "Your place is" if notice.quantity == 1 else f"Your {notice.quantity} places are"
+    match notice.kind:
+        case "confirmed":
+            return [f"{places} booked. The attached file puts the booking into your calendar."]
+        case "cancelled":
+            return [
+                f"{places} free again. The attached file takes the booking out of your calendar.",
+                *_money_back(notice),
+            ]
+        case "refunded":
+            return [
+                "Your payment arrived when these places could no longer be booked. Nothing is booked.",
+                *_money_back(notice),
+            ]
+
+
+def _money_back(notice: Notice) -> list[str]:
+    if not notice.refund:
+        return []
+    if notice.refund.status == "waived":
+        return ["Under the venue's cancellation policy, the price is not refunded."]
+    money = money_text(notice.refund.money)
+    return [f"You get {money} back, the same way as you paid. Banks can take up to ten days to show it."]
+
+
+def _template(name: str, words: Words) -> str:
+    return _environment().get_template(name).render(words=words)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
