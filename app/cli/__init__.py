@@ -22,8 +22,10 @@ COMMANDS = {
     "slots": "app.cli.slots:slots",
     "bookings": "app.cli.bookings:bookings",
     "events": "app.cli.events:events",
+    "mail": "app.cli.mail:mail",
     "reconcile": "app.cli.reconcile:reconcile",
     "race": "app.cli.race:race",
+    "simulator": "app.cli.simulator:simulator",
 }
 
 

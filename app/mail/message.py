@@ -118,7 +118,7 @@ def _sentences(notice: Notice) -> list[str]:
             return [f"{places} booked. The attached file puts the booking into your calendar."]
         case "cancelled":
             return [
-                f"{places} free again. The attached file takes the booking out of your calendar.",
+                "The booking below has been cancelled. The attached file takes it out of your calendar.",
                 *_money_back(notice),
             ]
         case "refunded":

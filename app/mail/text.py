@@ -17,13 +17,17 @@ def one_line(text: str, limit: int = 200) -> str:
     Every name passes through here before it stands in a header, a body, a calendar or a terminal: whoever types a
     line break into a name shall not write headers, and nobody shall turn the rest of a line around.
     """
-    kept = "".join(
+    line = " ".join(visible(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
+
+
+def visible(text: str) -> str:
+    """Leave what can be seen: line breaks and control characters become spaces, what turns directions goes."""
+    return "".join(
         " " if kind in _GAPS else character
         for character in text
         if (kind := unicodedata.category(character)) not in _DROPPED or character in _JOINERS
     )
-    line = " ".join(kept.split())
-    return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
 
 
 def when(starts_at: datetime, ends_at: datetime, timezone: str) -> str:
