@@ -9,6 +9,7 @@ from litestar.datastructures import State
 
 from app import api, engine, settings, telemetry
 from app.api import docs, problems
+from app.api.direct import Direct
 from app.api.machines import Readiness
 from app.api.strict import ApiRequest, exact_path
 from app.catalogue import Catalogue
@@ -45,7 +46,7 @@ def create_app(chosen: Settings) -> telemetry.Observed:
         logging_config=None,
         debug=False,
     )
-    return telemetry.Observed(app)  # type: ignore[arg-type]
+    return telemetry.Observed(Direct(app, MAX_BODY))
 
 
 def app_factory() -> telemetry.Observed:

@@ -7,6 +7,8 @@ import msgspec
 from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from app import telemetry
+
 JSON = "application/json"
 #: Of every answer: what it tells is true now, for one reader, and is what its media type says.
 SAFE_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -26,6 +28,9 @@ class Answer(Response[Any]):
         return self._send
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.send(send)  # type: ignore[arg-type]
+
+    async def send(self, send: telemetry.Send) -> None:
         raw = [
             *_SAFE_RAW,
             (b"content-type", str(self.media_type).encode()),
@@ -36,15 +41,15 @@ class Answer(Response[Any]):
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
-def ok(body: Any) -> Response[Any]:
+def ok(body: Any) -> Answer:
     return _json(200, _bytes(body))
 
 
-def created(body: Any, *, location: str | None = None, replayed: bool = False) -> Response[Any]:
+def created(body: Any, *, location: str | None = None, replayed: bool = False) -> Answer:
     return _json(201, _bytes(body), location=location, replayed=replayed)
 
 
-def again(body: bytes, *, replayed: bool) -> Response[Any]:
+def again(body: bytes, *, replayed: bool) -> Answer:
     return _json(200, body, replayed=replayed)
 
 
@@ -56,7 +61,7 @@ def _bytes(body: Any) -> bytes:
     return body if isinstance(body, bytes) else msgspec.json.encode(body)
 
 
-def _json(status: int, body: bytes, *, location: str | None = None, replayed: bool = False) -> Response[Any]:
+def _json(status: int, body: bytes, *, location: str | None = None, replayed: bool = False) -> Answer:
     headers = {}
     if location is not None:
         headers["Location"] = location

@@ -1,9 +1,8 @@
 """The one place where a failure becomes an answer: `application/problem+json` (RFC 9457), whoever raised it."""
 
 import html
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 import structlog
@@ -19,7 +18,6 @@ from app.errors import BookingNotFound, HoldNotFound, InvalidRequest, Problem, S
 from app.telemetry import request_id
 
 log = structlog.get_logger()
-Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -41,13 +39,13 @@ _DETAILS = {
 _THINGS = {"slot_id": SlotNotFound, "hold_id": HoldNotFound, "booking_id": BookingNotFound}
 
 
-def render(_: Request[Any, Any, Any] | None, problem: Problem) -> Response[bytes]:
+def render(_: Request[Any, Any, Any] | None, problem: Problem) -> Answer:
     """Render one of ours, with the members of its type."""
     fields = {name: _shown(value) for name, value in problem.fields.items()}
     return _response(problem.status, problem.code, problem.title, problem.detail, problem.headers, **fields)
 
 
-def render_validation(request: Request[Any, Any, Any], error: ValidationException) -> Response[bytes]:
+def render_validation(request: Request[Any, Any, Any], error: ValidationException) -> Answer:
     """Render what Litestar found wrong with a path or a header: only its name, for the sentence may quote the input.
 
     A thing whose id is no id is a thing that is not there.
@@ -59,7 +57,7 @@ def render_validation(request: Request[Any, Any, Any], error: ValidationExceptio
     return render(request, InvalidRequest(str(name)[:64], "Not a valid value"))
 
 
-def render_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def render_http(request: Request[Any, Any, Any], error: HTTPException) -> Answer:
     """Render what Litestar refuses before a handler is asked."""
     if error.status_code >= 500:
         return render_bug(request, error)
@@ -71,25 +69,10 @@ def render_http(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     return _response(status, code, title, _DETAILS[status], headers)
 
 
-def render_bug(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def render_bug(_: Request[Any, Any, Any] | None, error: Exception) -> Answer:
     """Render what nobody foresaw: the log is told everything, the caller nothing but the request's id."""
     log.error("unforeseen", exc_info=error)
     return _response(500, "internal_error", "Internal error", "Something went wrong on our side", {})
-
-
-def refusable(handler: Handler) -> Handler:
-    """Have a handler's refusals rendered right here: an exception that makes its way through the framework costs a
-    fifth of a refusal, and in a crowd nearly everybody is refused.
-    """
-
-    @wraps(handler)
-    async def refusing(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await handler(*args, **kwargs)
-        except Problem as problem:
-            return render(None, problem)
-
-    return refusing  # type: ignore[return-value]
 
 
 #: From most to least special; Litestar looks along the exception's ancestors.
@@ -101,9 +84,7 @@ HANDLERS: dict[Any, Any] = {
 }
 
 
-def _response(
-    status: int, code: str, title: str, detail: str, headers: Mapping[str, str], **fields: Any
-) -> Response[bytes]:
+def _response(status: int, code: str, title: str, detail: str, headers: Mapping[str, str], **fields: Any) -> Answer:
     body = {
         "type": f"/problems/{code}",
         "title": title,

@@ -1,6 +1,6 @@
 """For everyone: what a widget, a load test and a customer's back end call. A token speaks for a hold or a booking."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
@@ -13,11 +13,13 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 
 from app import booking, domain
 from app.api import answers, wire
+from app.api.answers import Answer
 from app.api.docs import problems, token_or_operator
-from app.api.problems import refusable
 from app.api.strict import IDEMPOTENCY_KEY_PATTERN, ApiRequest, idempotency_key, keyed, query
+from app.booking import Caller
 from app.catalogue import SlotFilter
 from app.domain import Room, Slot
+from app.engine import Engine
 from app.errors import BookingNotFound, HoldNotFound
 from app.tokens import HoldGrant, sign_hold
 from app.tokens import read_hold as read_grant
@@ -36,6 +38,8 @@ ManageToken = Annotated[
     str | None,
     HeaderParameter(name="Manage-Token", description="the manage token of the booking; operators need none"),
 ]
+
+BookingWanted = wire.BookingOfSlot | wire.BookingOfHold
 
 #: A page of slots with room is filled up at most so often: others may hold all of a page's places.
 MAX_REFILLS = 5
@@ -94,13 +98,16 @@ async def read_slot(request: ApiRequest, slot_id: FromPath[UUID]) -> Response[wi
 
 
 @post("/v1/holds", responses=problems(404, 409, 422, body=True))
-@refusable
 async def take_hold(
     request: ApiRequest, data: JSONBody[wire.HoldWanted], key: IdempotencyKey = None
 ) -> Response[wire.Hold]:
     """Hold places of a slot for a while."""
+    return await hold_places(request.engine, request.caller, data, key)
+
+
+async def hold_places(engine: Engine, caller: Caller, asked: wire.HoldWanted, key: str | None) -> Answer:
     hold, token = await booking.take_hold(
-        request.engine, data.slot_id, data.quantity, key=idempotency_key(key), caller=request.caller
+        engine, asked.slot_id, asked.quantity, key=idempotency_key(key), caller=caller
     )
     return answers.created(wire.hold(hold, token), location=f"/v1/holds/{hold.id}", replayed=hold.replayed)
 
@@ -155,18 +162,19 @@ async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: Hold
 
 
 @post("/v1/bookings", responses=problems(404, 409, 410, 422, body=True))
-@refusable
 async def create_booking(
-    request: ApiRequest,
-    data: JSONBody[SkipValidation[wire.BookingOfSlot | wire.BookingOfHold]],
-    key: IdempotencyKey = None,
+    request: ApiRequest, data: JSONBody[SkipValidation[BookingWanted]], key: IdempotencyKey = None
 ) -> Response[wire.Booking]:
     """Book places of a slot, or those of a hold."""
-    made, token = await booking.book(request.engine, _wanted(data, idempotency_key(key)), caller=request.caller)
+    return await book_places(request.engine, request.caller, data, key)
+
+
+async def book_places(engine: Engine, caller: Caller, asked: BookingWanted, key: str | None) -> Answer:
+    made, token = await booking.book(engine, _wanted(asked, idempotency_key(key)), caller=caller)
     return answers.created(wire.booking(made, token), location=f"/v1/bookings/{made.id}", replayed=made.replayed)
 
 
-def _wanted(data: wire.BookingOfSlot | wire.BookingOfHold, key: str | None) -> booking.BookingRequest:
+def _wanted(data: BookingWanted, key: str | None) -> booking.BookingRequest:
     common: dict[str, Any] = {"customer": data.customer.normalised(), "metadata": data.metadata, "key": key}
     if isinstance(data, wire.BookingOfHold):
         return booking.BookingRequest(hold_token=data.hold_token, **common)
@@ -221,3 +229,9 @@ ROUTES: list[HTTPRouteHandler] = [
     read_venue, list_slots, read_slot, take_hold, read_hold, extend_hold, release_hold, create_booking, read_booking,
     cancel_booking,
 ]  # fmt: skip
+
+#: What a crowd asks for, with what is in the body: see `direct`.
+CROWDED: Mapping[str, tuple[Callable[[Engine, Caller, Any, str | None], Awaitable[Answer]], Any]] = {
+    "/v1/holds": (hold_places, wire.HoldWanted),
+    "/v1/bookings": (book_places, BookingWanted),
+}

@@ -79,8 +79,8 @@ class ApiRequest(litestar.Request[Any, Any, State]):
 
     @property
     def caller(self) -> Caller:
-        """Name who asks, for the audit log. Another's Authorization header, a proxy's say, makes no operator."""
-        return Caller("operator" if _has_operator_key(self) else "customer", request_id())
+        """Name who asks, for the audit log."""
+        return caller(self.engine, self.headers.get("authorization", ""))
 
     async def json(self) -> Any:
         self._refuse_other_media()
@@ -92,19 +92,14 @@ class ApiRequest(litestar.Request[Any, Any, State]):
         try:
             body = await super().body()
         except InternalServerException as gone:  # the caller hung up, which is no bug of ours
-            raise InvalidRequest("", "The connection ended before the body did") from gone
+            raise cut_off() from gone
         if not body and self.route_handler.parsed_data_field is not None:
             self._refuse_other_media()
             raise InvalidRequest("", "The body is empty")
         return body
 
     def _refuse_other_media(self) -> None:
-        kind, _, parameters = self.headers.get("content-type", "").partition(";")
-        charset = parameters.replace(" ", "").lower()
-        if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
-            raise UnsupportedMediaType
-        if self.headers.get("content-encoding", "identity").lower() != "identity":
-            raise UnsupportedMediaType
+        refuse_other_media(self.headers.get("content-type", ""), self.headers.get("content-encoding", "identity"))
 
 
 async def exact_path(request: litestar.Request[Any, Any, Any]) -> None:
@@ -121,15 +116,42 @@ def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
         raise Unauthorized
 
 
+def caller(engine: Engine, authorization: str) -> Caller:
+    """Name who asks, for the audit log. Another's Authorization header, a proxy's say, makes no operator."""
+    return Caller("operator" if _is_operator_key(engine, authorization) else "customer", request_id())
+
+
 def _has_operator_key(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
-    scheme, _, given = connection.headers.get("authorization", "").partition(" ")
-    wanted: str = connection.app.state.engine.settings.operator_key
+    return _is_operator_key(connection.app.state.engine, connection.headers.get("authorization", ""))
+
+
+def _is_operator_key(engine: Engine, authorization: str) -> bool:
+    scheme, _, given = authorization.partition(" ")
     # Both sides as bytes: compare_digest takes no text beyond ASCII, and a header may hold anything.
-    same = hmac.compare_digest(given.strip().encode(), wanted.encode())
+    same = hmac.compare_digest(given.strip().encode(), engine.settings.operator_key.encode())
     return same and scheme.lower() == "bearer"
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def refuse_other_media(content_type: str, content_encoding: str) -> None:
+    """Let only plain JSON in UTF-8 pass.
+
+    Raises:
+        UnsupportedMediaType
+    """
+    kind, _, parameters = content_type.partition(";")
+    charset = parameters.replace(" ", "").lower()
+    if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
+        raise UnsupportedMediaType
+    if content_encoding.lower() != "identity":
+        raise UnsupportedMediaType
+
+
+def cut_off() -> InvalidRequest:
+    """Say that the caller hung up in the middle: to the metrics and the log, for nobody else listens any more."""
+    return InvalidRequest("", "The connection ended before the body did")
 
 
 def decode(body: bytes, annotation: Any) -> Any:
@@ -140,7 +162,7 @@ def decode(body: bytes, annotation: Any) -> Any:
     """
     _refuse_depth(body)
     try:
-        raw = json.loads(body, object_pairs_hook=_without_duplicates, parse_int=_bounded, parse_constant=_no_constant)
+        raw = _STRICT.decode(body.decode())
         value = _decoder(_member(annotation, raw)).decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
@@ -188,6 +210,10 @@ def _bounded(digits: str) -> int:
 
 def _no_constant(_: str) -> float:
     raise InvalidRequest("", "NaN and Infinity are not JSON")
+
+
+#: Made once: `json.loads` would make one for every body, which costs as much as decoding it.
+_STRICT = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=_bounded, parse_constant=_no_constant)
 
 
 def _refuse_depth(body: bytes) -> None:
