@@ -1,4 +1,4 @@
-"""The use cases: hold, book, cancel. Read `book` first: it is the path that everything else exists for.
+"""The use cases: hold, book, cancel. Read `book` first: it is the path that everything else exists for, `checkout` too.
 
     book ─→ holds.take      lua/hold.lua         layer 1  early rejection, one Redis round trip, Postgres not touched
          ─→ ledger.commit   commit_bookings()    layer 2  row lock, decide, write, audit: one transaction
@@ -25,7 +25,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.domain import Booking, Customer, Hold, Room, Slot, SlotFacts
+from app.domain import Booking, BookingStatus, Customer, Hold, Room, Slot, SlotFacts
 from app.engine import Engine
 from app.errors import (
     AlreadyResolved,
@@ -37,13 +37,14 @@ from app.errors import (
     HoldNotFound,
     IdempotencyKeyReused,
     InvalidRequest,
+    PaymentRequired,
     Problem,
     SlotNotFound,
     SlotUnavailable,
     Unavailable,
 )
 from app.holds import Extended, Full, Gone, NotAsked, RedisAway, Taken, to_ms
-from app.ledger import CommitRequest, Outcome, StoredBooking
+from app.ledger import CommitRequest, NewPayment, Outcome, StoredBooking
 from app.telemetry import BACKSTOP_CONFLICTS, outcomes
 from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash
 
@@ -64,7 +65,10 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class BookingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Places of a slot, or the hold that a token names; exactly one of the two."""
+    """Places of a slot, or the hold that a token names; exactly one of the two.
+
+    With a `payment` the booking waits for it (`checkout`), as long as `ttl_ms`.
+    """
 
     slot_id: UUID | None = None
     quantity: int = 1
@@ -72,6 +76,12 @@ class BookingRequest(msgspec.Struct, frozen=True, kw_only=True):
     customer: Customer
     metadata: dict[str, Any] = {}
     key: str | None = None
+    payment: NewPayment | None = None
+    ttl_ms: int | None = None
+    #: Chosen before, by `id_of`, where it had to be known.
+    booking_id: UUID | None = None
+    #: What else was asked, so that the same key is not used for two things.
+    asked: tuple[Any, ...] = ("book",)
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -113,8 +123,9 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
         return _booked(claim, request, outcome), token
     if outcome.word == "replayed":
         await _settle_later(engine, claim, request, outcome)  # the first one's may have been lost with its process
-        return await _first_answer(engine, claim)
-    if not (claim.grant and outcome.word == "mismatch"):  # a reused key is no reason to lose a hold
+        return await _first_answer(engine, claim, _status(request))
+    # Neither a reused key nor the wrong way to pay is a reason to lose a hold.
+    if not (claim.grant and outcome.word in ("mismatch", "payment_required")):
         await _let_go(engine, claim, places)
     if mine and outcome.word == "full":  # not "occupied": layer 1 does not know a person's other slots
         BACKSTOP_CONFLICTS.inc()
@@ -130,8 +141,12 @@ async def _claim(engine: Engine, request: BookingRequest) -> Claim:
     if request.slot_id is None:
         raise InvalidRequest("slot_id", "Give a slot_id or a hold_token")
     facts = await engine.mirror.facts(request.slot_id)
-    booking_id = id_from_key("book", facts.venue_id, request.key) if request.key else new_id()
-    return Claim(facts, booking_id, request.quantity, None)
+    return Claim(facts, request.booking_id or id_of(request, facts.venue_id), request.quantity, None)
+
+
+def id_of(request: BookingRequest, venue_id: UUID) -> UUID:
+    """Choose the id of a booking that has no hold yet: the same one for every repetition of a keyed request."""
+    return id_from_key("book", venue_id, request.key) if request.key else new_id()
 
 
 #: What layer 1 says of a booking's places. `mine`: held for this request alone, to be given back if it fails.
@@ -211,7 +226,9 @@ def _commit_request(claim: Claim, request: BookingRequest, token: str, caller: C
         slot_id=claim.facts.id,
         venue_id=claim.facts.venue_id,
         quantity=claim.quantity,
-        status="confirmed",
+        status=_status(request),
+        ttl_ms=request.ttl_ms,
+        payment=request.payment,
         actor=caller.actor,
         hold_deadline=deadline,
         key=request.key,
@@ -225,9 +242,13 @@ def _commit_request(claim: Claim, request: BookingRequest, token: str, caller: C
     )
 
 
+def _status(request: BookingRequest) -> Literal["confirmed", "pending_payment"]:
+    return "pending_payment" if request.payment else "confirmed"
+
+
 def _fingerprint(request: BookingRequest) -> str:
     """Hash what was asked, not how it was written: spaces and the order of keys make no other request."""
-    asked = ("book", request.slot_id, request.quantity, request.hold_token, request.customer, request.metadata)
+    asked = (*request.asked, request.slot_id, request.quantity, request.hold_token, request.customer, request.metadata)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
 
 
@@ -237,12 +258,12 @@ def _booked(claim: Claim, request: BookingRequest, outcome: Outcome) -> Booking:
         venue_id=claim.facts.venue_id,
         slot_id=claim.facts.id,
         quantity=claim.quantity,
-        status="confirmed",
+        status=_status(request),
         customer=request.customer,
         metadata=request.metadata,
-        expires_at=None,
+        expires_at=outcome.deadline if request.payment else None,
         created_at=outcome.created_at or outcome.at,
-        confirmed_at=outcome.at,
+        confirmed_at=None if request.payment else outcome.at,
         cancelled_at=None,
         available_count=outcome.available_after,
     )
@@ -255,7 +276,7 @@ async def _settle_later(engine: Engine, claim: Claim, request: BookingRequest, o
         await engine.holds.settle_later(outcome.counts, claim.id, remember=remember)
 
 
-async def _first_answer(engine: Engine, claim: Claim) -> tuple[Booking, str]:
+async def _first_answer(engine: Engine, claim: Claim, status: BookingStatus) -> tuple[Booking, str]:
     """Answer as the first time, word for word, whatever became of the booking since (promise 6)."""
     try:
         stored = await _stored(engine, claim.id)
@@ -263,8 +284,9 @@ async def _first_answer(engine: Engine, claim: Claim) -> tuple[Booking, str]:
         raise DatabaseUnavailable(effect_none=False) from error
     first = msgspec.structs.replace(
         stored.booking,
-        status="confirmed",
-        expires_at=None,
+        status=status,
+        expires_at=None,  # of one that waited for payment: `checkout` knows it
+        confirmed_at=stored.booking.confirmed_at if status == "confirmed" else None,
         cancelled_at=None,
         available_count=stored.available_after,
         replayed=True,
@@ -288,6 +310,8 @@ async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
     match outcome.word:
         case "mismatch":
             return IdempotencyKeyReused()
+        case "payment_required":
+            return PaymentRequired()
         case "not_found":
             return SlotNotFound()
         case "too_many" if claim.grant:  # the capacity was lowered under the hold: nothing is wrong with the request

@@ -63,6 +63,8 @@ class NewVenue(msgspec.Struct, frozen=True, kw_only=True):
     payment: str
     hold_ttl_seconds: int | None
     hold_max_seconds: int
+    refund_hours: int = 0
+    return_origins: list[str] | None = None
 
 
 class NewResource(msgspec.Struct, frozen=True, kw_only=True):
@@ -686,6 +688,7 @@ def _new_slot_row(new: NewSlot, owner: Row) -> dict[str, Any]:
 def _venue(row: Row, of_venues: Mapping[UUID, list[Resource]]) -> Venue:
     return Venue(
         row.id, row.slug, row.name, row.timezone, row.payment, row.hold_ttl_seconds, row.hold_max_seconds,
+        row.refund_hours, row.return_origins,
         row.created_at, of_venues.get(row.id, []),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import msgspec
 
 BookingStatus = Literal["held", "pending_payment", "confirmed", "cancelled", "expired"]
 ResourceKind = Literal["person", "place", "event"]
-Payment = Literal["on_site", "required"]
+PaymentPolicy = Literal["on_site", "required"]
 SlotStatus = Literal["available", "held", "sold_out", "closed", "past"]
 
 #: The statuses that take places. The same words stand in the partial index, the trigger and every query.
@@ -133,6 +133,38 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool = False
 
 
+PaymentStatus = Literal["creating", "open", "closing", "abandoned", "failed", "expired", "paid", "mismatched"]
+RefundStatus = Literal["none", "due", "waived", "done"]
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to be paid for a booking; see the table in migration 0003 for what each status means."""
+
+    id: UUID
+    venue_id: UUID
+    slot_id: UUID
+    #: null when there is no booking (any more) that it could be for
+    booking_id: UUID | None
+    #: the booking that took the place of `booking_id`, which had expired when it was paid
+    rebooked_id: UUID | None
+    quantity: int
+    #: minor units, of all places together
+    amount: int
+    currency: str
+    status: PaymentStatus
+    #: what the customer was told; null for a session of an older system
+    expires_at: datetime | None
+    session_id: str | None
+    session_url: str | None
+    payment_intent: str | None
+    refund_status: RefundStatus
+    refund_reason: str | None
+    refunded_amount: int
+    created_at: datetime
+    paid_at: datetime | None
+    refunded_at: datetime | None
+
+
 # -- what operators keep and read: see `app/catalogue.py` ------------------------------------------------------------
 
 
@@ -149,10 +181,14 @@ class Venue(msgspec.Struct, frozen=True):
     slug: str
     name: str
     timezone: str
-    payment: Payment
+    payment: PaymentPolicy
     #: null: the service's default
     hold_ttl_seconds: int | None
     hold_max_seconds: int
+    #: A customer who cancels later than this before the start gets no money back.
+    refund_hours: int
+    #: Where a customer may be sent after paying; null: any https page.
+    return_origins: list[str] | None
     created_at: datetime
     resources: list[Resource]
 

@@ -16,16 +16,21 @@ from typing import Any
 import structlog
 
 from app.errors import Unavailable
+from app.gateway import gateway
 from app.holds import PROBE_SECONDS, Holds, RedisAway, connect
 from app.ledger import Ledger
 from app.mirror import Mirror
+from app.payments import Payments
 from app.settings import Settings, SettingsError
+from app.telemetry import MONEY_MISMATCHES
 
 log = structlog.get_logger()
 
 #: How often lapsed rows are looked for, and how many slots at a time.
 SWEEP_SECONDS = 1.0
 SWEEP_SLOTS = 200
+#: How often it is counted what does not add up between payments and bookings.
+COUNT_SECONDS = 60.0
 #: How often old answers are forgotten.
 FORGET_SECONDS = 3600.0
 #: Work after the reply that may be pending at once; beyond it, requests do theirs themselves.
@@ -42,6 +47,9 @@ class Engine:
         self.holds = Holds(connect(settings.redis_url))
         self.ledger = Ledger(settings.database_url)
         self.mirror = Mirror(self.holds, self.ledger)
+        self.payments = Payments(self.ledger)
+        #: None: nothing can be paid online.
+        self.gateway = gateway(settings)
         self._later: set[asyncio.Task[None]] = set()
 
     @property
@@ -135,14 +143,17 @@ async def _recover(engine: Engine) -> None:
 
 
 async def sweep(engine: Engine) -> None:
-    """Expire lapsed holds that Postgres keeps, batch after batch, and forget old answers once an hour."""
-    forget_at = 0.0
+    """Expire lapsed holds that Postgres keeps, batch after batch; now and then count money and forget old answers."""
+    forget_at = count_at = 0.0
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one database
         try:
             await sweep_once(engine)
             if engine.redis_ok:
                 await engine.mirror.release_unheard()
+            if time.monotonic() > count_at:
+                count_at = time.monotonic() + COUNT_SECONDS
+                await count_money(engine)
             if time.monotonic() > forget_at:
                 await engine.ledger.forget_old_answers()
                 forget_at = time.monotonic() + FORGET_SECONDS
@@ -158,3 +169,11 @@ async def sweep_once(engine: Engine) -> int:
     if slot_ids:
         await engine.mirror.sync_quietly(await engine.ledger.counts(slot_ids))
     return len(slot_ids)
+
+
+async def count_money(engine: Engine) -> None:
+    """Tell the metrics how many payments have neither booking nor refund, or how many bookings no payment: always 0."""
+    mismatches = await engine.payments.mismatches()
+    MONEY_MISMATCHES.set(mismatches)
+    if mismatches:
+        log.error("money_does_not_add_up", rows=mismatches)

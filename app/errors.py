@@ -3,6 +3,7 @@
     Problem                          the root, never raised itself
       InvalidRequest          400    invalid_request          what was sent makes no sense; `errors` names the fields
       Unauthorized            401    unauthorized             no operator key, or a wrong one
+      PaymentRequired         402    payment_required         the venue takes payment first
       NotFound                404    not_found                and its children; a wrong token looks like a missing thing
         VenueNotFound                venue_not_found
         ResourceNotFound
@@ -16,6 +17,7 @@
       HoldExpired             410    hold_expired             the deadline passed on the store's clock
       UnsupportedMediaType    415    unsupported_media_type
       IdempotencyKeyReused    422    idempotency_key_reused   same key, other request
+      PaymentFailed           502    payment_failed           Stripe refused or failed; the places came back
       Unavailable             503    never raised itself; always with Retry-After
         Busy                         busy                     a lock or a connection could not be had in time
         DatabaseUnavailable          database_unavailable     Postgres cannot be reached, or its answer was lost
@@ -64,6 +66,13 @@ class Unauthorized(Problem):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class PaymentRequired(Problem):
+    status, code, title = 402, "payment_required", "Payment required"
+
+    def __init__(self) -> None:
+        super().__init__("The venue takes payment first: use POST /v1/checkout")
 
 
 class NotFound(Problem):
@@ -174,6 +183,15 @@ class IdempotencyKeyReused(Problem):
 
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key was used for another request")
+
+
+class PaymentFailed(Problem):
+    """Nothing was sold and nothing was paid. The same request may be sent again, also with the same key."""
+
+    status, code, title = 502, "payment_failed", "Payment failed"
+
+    def __init__(self, why: str = "Stripe could not start the payment") -> None:
+        super().__init__(f"{why}: the places are free again")
 
 
 class Unavailable(Problem):

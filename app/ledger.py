@@ -76,6 +76,7 @@ Word = Literal[
     "too_many",
     "full",
     "occupied",
+    "payment_required",
 ]
 
 #: Layer 3: what a violated rule means to the one who asked (reliability.md T-19). Any other is a bug, and a 500.
@@ -103,6 +104,15 @@ _FORGET_ANSWERS = (
 )
 
 
+class NewPayment(msgspec.Struct, frozen=True):
+    """What a booking that waits for payment shall cost in all, and word for word what Stripe will be asked (JSON)."""
+
+    id: UUID
+    amount: int
+    currency: str
+    params: str
+
+
 class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One place in the list that `commit_bookings` takes; see the SQL function for the meaning of each field."""
 
@@ -110,7 +120,7 @@ class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     slot_id: UUID
     venue_id: UUID
     quantity: int
-    status: Literal["confirmed", "held"]
+    status: Literal["confirmed", "held", "pending_payment"]
     actor: str
     ttl_ms: int | None = None
     hold_deadline: datetime | None = None
@@ -123,6 +133,7 @@ class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     metadata: str | None = None
     manage_hash: str | None = None
     request_id: str | None = None
+    payment: NewPayment | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -343,7 +354,7 @@ class Ledger:
             "SELECT *, id AS slot_id, status = 'open' AS is_open, clock_timestamp() AS at FROM slots WHERE id = %s",
             (request.slot_id,),
         )
-        return Outcome(word, row.at, row.available_count, None, None, None, _counts(row))
+        return Outcome(word, row.at, row.available_count, None, None, None, counts_of(row))
 
     async def cancel(
         self, booking_id: UUID, actor: str, request_id: str | None, *, only_held: bool = False
@@ -351,15 +362,24 @@ class Ledger:
         """End a booking once, harmlessly repeated; returns the word of `cancel_booking`, when it was cancelled, and
         its slot's counts.
         """
-        statement, values = "SELECT * FROM cancel_booking(%s, %s, %s, %s)", (booking_id, only_held, actor, request_id)
+        [row] = await self.repeatable(
+            "SELECT * FROM cancel_booking(%s, %s, %s, %s)", (booking_id, only_held, actor, request_id)
+        )
+        return row.word, row.cancelled_at, None if row.slot_id is None else counts_of(row)
+
+    async def repeatable(self, statement: str, values: Any) -> list[Row]:
+        """Run a statement that finds itself done when it is repeated: a lost reply is asked for once more.
+
+        Raises:
+            Busy, Overloaded: nothing was written. DatabaseUnavailable: `effect_none` says whether that is certain.
+        """
         try:
-            row = await self._row(statement, values)
+            return await self._rows(statement, values)
         except InDoubt:
             try:
-                row = await self._row(statement, values)
+                return await self._rows(statement, values)
             except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
                 raise DatabaseUnavailable(effect_none=False) from error
-        return row.word, row.cancelled_at, None if row.slot_id is None else _counts(row)
 
     async def extend_held(self, hold_id: UUID, ttl_ms: int, longest_ms: int) -> Row | None:
         """Prolong a hold that Postgres keeps, as `extend.lua` does. None: no such live hold."""
@@ -401,14 +421,14 @@ class Ledger:
             " FROM slots AS s JOIN venues AS v ON v.id = s.venue_id WHERE s.id = ANY (%s)",
             (list(slot_ids),),
         )
-        found = {row.slot_id: (_facts(row), _counts(row)) for row in rows}
+        found = {row.slot_id: (_facts(row), counts_of(row)) for row in rows}
         return [found.get(slot_id) for slot_id in slot_ids]
 
     async def counts(self, slot_ids: Sequence[UUID]) -> list[Counts]:
         rows = await self._settled_rows(
             "SELECT *, id AS slot_id, status = 'open' AS is_open FROM slots WHERE id = ANY (%s)", (list(slot_ids),)
         )
-        return [_counts(row) for row in rows]
+        return [counts_of(row) for row in rows]
 
     async def upcoming_counts(self, after: UUID | None, limit: int) -> list[Counts]:
         """Page through the slots that have not ended, in id order."""
@@ -418,7 +438,7 @@ class Ledger:
             " ORDER BY id LIMIT %(limit)s",
             {"after": after, "limit": limit},
         )
-        return [_counts(row) for row in rows]
+        return [counts_of(row) for row in rows]
 
     async def changed_since(
         self, after: tuple[datetime, int], limit: int
@@ -441,7 +461,7 @@ class Ledger:
         )
         if not rows:
             return None
-        changed = [(_counts(row), row.booking_ids or []) for row in rows if row.slot_id is not None]
+        changed = [(counts_of(row), row.booking_ids or []) for row in rows if row.slot_id is not None]
         return (rows[0].at, rows[0].seq), changed
 
     async def settled_among(self, ids: Sequence[UUID]) -> set[UUID]:
@@ -529,9 +549,6 @@ class Ledger:
         await self._settled_rows("SELECT 1", ())
 
     # -- the one way to Postgres ------------------------------------------------------------------------------------
-
-    async def _row(self, statement: str, values: Any) -> Row:
-        return (await self._rows(statement, values))[0]
 
     async def _settled_rows(self, statement: str, values: Any) -> list[Row]:
         """Run a statement that may be lost without harm: reads, and changes that find themselves done."""
@@ -663,7 +680,7 @@ def _facts(row: Row) -> SlotFacts:
     )  # fmt: skip
 
 
-def _counts(row: Row) -> Counts:
+def counts_of(row: Row) -> Counts:
     return Counts(
         row.slot_id, row.resource_id, row.capacity, row.available_count, row.version, row.is_open,
         row.starts_at, row.ends_at,
@@ -671,7 +688,7 @@ def _counts(row: Row) -> Counts:
 
 
 def _outcome(row: Row) -> Outcome:
-    counts = None if row.resource_id is None else _counts(row)
+    counts = None if row.resource_id is None else counts_of(row)
     return Outcome(
         row.word, row.at, row.available_after or 0, row.created_at, row.deadline, row.may_free_at, counts
     )  # fmt: skip

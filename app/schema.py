@@ -268,6 +268,7 @@ payments = sa.Table(
     sa.Column("currency", sa.Text, nullable=False),
     sa.Column("status", sa.Text, nullable=False, server_default="creating"),
     sa.Column("params", JSON),
+    _at("expires_at", nullable=True),
     sa.Column("session_id", sa.Text),
     sa.Column("session_url", sa.Text),
     sa.Column("payment_intent", sa.Text),

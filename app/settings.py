@@ -50,6 +50,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: An evicting Redis deletes the holds first, silently: only a demo may ignore that.
     production: bool = False
 
+    @property
+    def stripe_is_live(self) -> bool:
+        """Tell whether our key moves real money."""
+        return (self.stripe_api_key or "").split("_")[1:2] == ["live"]
+
     def __repr__(self) -> str:
         return f"Settings(host={self.host!r}, port={self.port}, workers={self.workers})"
 

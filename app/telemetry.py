@@ -61,6 +61,13 @@ GATHERED = Histogram(
 )
 IN_DOUBT = Counter("holdfast_in_doubt", "Commits whose answer was lost and had to be looked up")
 
+MONEY_MISMATCHES = Gauge(
+    "holdfast_money_mismatches",
+    "Payments with neither booking nor refund, and bookings without their payment: alert on anything but 0",
+    multiprocess_mode="livemax",
+)
+JOBS = Counter("holdfast_jobs", "Jobs that the worker has done, and what became of them", ("task", "outcome"))
+
 #: Log lines wait so long for each other, and so many bytes are written at once: what a pipe takes whole (PIPE_BUF).
 LOG_SECONDS = 0.05
 BYTES_TOGETHER = 4_096

@@ -116,20 +116,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def serving(
-    database_url: str, redis_url: str, *, redis: RedisServer | None = None, workers: int = 2, **environ: str
-) -> Iterator[Service]:
-    """Run `holdfast serve`, wait until it is ready, and stop it as an operator would."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    settings = {
+def store_environ(database_url: str, redis_url: str) -> dict[str, str]:
+    """What every process of a service needs to know."""
+    return {
         "REDIS_URL": redis_url,
         "DATABASE_URL": database_url,
         "HOLDFAST_OPERATOR_KEY": OPERATOR_KEY,
         "HOLDFAST_SECRET": SECRET,
         "HOLDFAST_ENV": "test",
-        **environ,
     }
+
+
+@contextmanager
+def serving(
+    database_url: str,
+    redis_url: str,
+    *,
+    redis: RedisServer | None = None,
+    workers: int = 2,
+    port: int | None = None,
+    **environ: str,
+) -> Iterator[Service]:
+    """Run `holdfast serve`, wait until it is ready, and stop it as an operator would."""
+    url = f"http://127.0.0.1:{(port := port or free_port())}"
+    settings = {**store_environ(database_url, redis_url), **environ}
     command = [str(HOLDFAST), "serve", "--port", str(port), "--workers", str(workers)]
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed below; a line per request, read after a failed start only
     process = subprocess.Popen(
@@ -195,12 +205,19 @@ def service(request: pytest.FixtureRequest) -> Service:
 
 
 async def make_slots(
-    service: Service, client: httpx.AsyncClient, *capacities: int, kind: str = "event", hours_apart: float = 2.0
+    service: Service,
+    client: httpx.AsyncClient,
+    *capacities: int,
+    kind: str = "event",
+    hours_apart: float = 2.0,
+    price: int | None = None,
+    **venue: Any,
 ) -> list[str]:
     """Make a venue with one resource and a slot for each capacity, from tomorrow on; returns the slot ids."""
     slug = f"v-{uuid.uuid4().hex[:16]}"
+    priced = {} if price is None else {"price": {"amount": price, "currency": "EUR"}}
     for path, body in (
-        ("/v1/venues", {"slug": slug, "name": "Venue", "timezone": "Europe/Berlin"}),
+        ("/v1/venues", {"slug": slug, "name": "Venue", "timezone": "Europe/Berlin", **venue}),
         ("/v1/resources", {"venue": slug, "name": "Resource", "kind": kind}),
     ):
         made = await client.post(path, json=body, headers=service.operator)
@@ -210,7 +227,7 @@ async def make_slots(
     for number, capacity in enumerate(capacities):
         begin = start + timedelta(hours=hours_apart * number)
         times = {"starts_at": begin.isoformat(), "ends_at": (begin + timedelta(hours=1)).isoformat()}
-        slots.append({"venue": slug, "resource_id": made.json()["id"], **times, "capacity": capacity})
+        slots.append({"venue": slug, "resource_id": made.json()["id"], **times, "capacity": capacity, **priced})
     made = await client.post("/v1/slots", json={"slots": slots}, headers=service.operator)
     assert made.status_code == 201, made.text
     return [slot["id"] for slot in made.json()["data"]]

@@ -23,8 +23,14 @@ ALLOWED = {
     "ledger": {"coalesce", "domain", "errors", "telemetry", "tokens"},
     "catalogue": {"domain", "errors", "schema", "telemetry", "tokens", "ledger"},
     "mirror": {"domain", "errors", "holds", "ledger", "telemetry"},
-    "engine": {"errors", "holds", "ledger", "mirror", "settings"},
+    "gateway": {"settings"},
+    "payments": {"domain", "gateway", "ledger", "tokens"},
+    "engine": {"errors", "gateway", "holds", "ledger", "mirror", "payments", "settings", "telemetry"},
     "booking": {"domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
+    "checkout": {"booking", "domain", "engine", "errors", "gateway", "ledger", "payments", "telemetry", "tokens"},
+    "notices": {"domain", "engine", "mail", "payments", "telemetry"},
+    "jobs": {"checkout", "engine", "errors", "gateway", "ledger", "mail", "notices", "telemetry"},
+    "worker": {"engine", "jobs", "settings"},
 }
 TOP = {"main", "api", "cli"}
 
@@ -60,7 +66,9 @@ def test_nobody_imports_upwards(package):
     ("library", "owners"),
     [
         ("redis", {"holds"}),
-        ("psycopg", {"ledger", "catalogue", "embedded"}),
+        ("psycopg", {"ledger", "catalogue", "embedded", "jobs"}),
+        ("stripe", {"gateway"}),
+        ("procrastinate", {"jobs", "worker"}),
         ("sqlalchemy", {"schema", "catalogue"}),
         ("litestar", set()),
     ],

@@ -40,8 +40,10 @@ _SAID = {
     410: "The hold has expired",
     413: "The body is too large",
     415: "The body is not `application/json`",
+    402: "The venue takes payment first: use `POST /v1/checkout`",
     422: "The Idempotency-Key was used for another request",
     500: "A bug",
+    502: "Stripe could not start the payment; the places are free again",
     503: 'Try again after `Retry-After`; with `"effect": "none"` nothing was done',
 }
 

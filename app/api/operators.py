@@ -177,7 +177,9 @@ async def list_bookings(request: ApiRequest) -> Response[wire.BookingPage]:
     found = await request.catalogue.bookings(which, wire.position(asked.cursor), asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
-    return answers.ok(wire.BookingPage(data=[wire.booking(each) for each in shown], next_cursor=more))
+    paid = await request.engine.payments.of_bookings([each.id for each in shown])
+    data = [wire.booking(each, payment=paid.get(each.id)) for each in shown]
+    return answers.ok(wire.BookingPage(data=data, next_cursor=more))
 
 
 @get(

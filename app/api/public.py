@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Example
 from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 
-from app import booking, domain
+from app import booking, checkout, domain
 from app.api import answers, wire
 from app.api.answers import Answer
 from app.api.docs import problems, token_or_operator
@@ -161,7 +161,7 @@ async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: Hold
 # -- bookings ---------------------------------------------------------------------------------------------------------
 
 
-@post("/v1/bookings", responses=problems(404, 409, 410, 422, body=True))
+@post("/v1/bookings", responses=problems(402, 404, 409, 410, 422, body=True))
 async def create_booking(
     request: ApiRequest, data: JSONBody[SkipValidation[BookingWanted]], key: IdempotencyKey = None
 ) -> Response[wire.Booking]:
@@ -170,11 +170,12 @@ async def create_booking(
 
 
 async def book_places(engine: Engine, caller: Caller, asked: BookingWanted, key: str | None) -> Answer:
-    made, token = await booking.book(engine, _wanted(asked, idempotency_key(key)), caller=caller)
+    made, token = await booking.book(engine, wanted(asked, idempotency_key(key)), caller=caller)
     return answers.created(wire.booking(made, token), location=f"/v1/bookings/{made.id}", replayed=made.replayed)
 
 
-def _wanted(data: BookingWanted, key: str | None) -> booking.BookingRequest:
+def wanted(data: BookingWanted, key: str | None) -> booking.BookingRequest:
+    """Read what a body asks for: places of a slot, or those of a hold."""
     common: dict[str, Any] = {"customer": data.customer.normalised(), "metadata": data.metadata, "key": key}
     if isinstance(data, wire.BookingOfHold):
         return booking.BookingRequest(hold_token=data.hold_token, **common)
@@ -186,7 +187,8 @@ async def read_booking(
     request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None
 ) -> Response[wire.Booking]:
     """Read a booking by its manage token, or as an operator."""
-    return answers.ok(wire.booking(await booking.read_booking(request.engine, booking_id, _proof(request, token))))
+    found = await booking.read_booking(request.engine, booking_id, _proof(request, token))
+    return answers.ok(wire.booking(found, payment=await request.engine.payments.of_booking(booking_id)))
 
 
 @post(
@@ -198,14 +200,16 @@ async def read_booking(
 async def cancel_booking(
     request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None, key: IdempotencyKey = None
 ) -> Response[wire.Booking]:
-    """Cancel a booking, by its manage token or as an operator. Its places are free at once."""
+    """Cancel a booking, by its manage token or as an operator. Its places are free at once, and what was paid for it
+    goes back as the venue's policy says.
+    """
     proof = _proof(request, token)
     this = keyed(f"cancel:{booking_id}", key, None)
     if this:
         await booking.read_booking(request.engine, booking_id, proof)  # the key alone proves nothing
         if first := await request.catalogue.first_answer(this):
             return answers.again(first, replayed=True)
-    cancelled = await booking.cancel(request.engine, booking_id, proof, caller=request.caller)
+    cancelled = await checkout.cancel(request.engine, booking_id, proof, caller=request.caller)
     body = msgspec.json.encode(wire.booking(cancelled))
     if this:
         body = await request.catalogue.keep_answer(this, body)

@@ -21,7 +21,7 @@ from msgspec import UNSET, Meta, UnsetType
 from app import domain
 from app.api.strict import instant, whole
 from app.catalogue import NewResource, NewSlot, NewVenue
-from app.domain import BookingStatus, Payment, ResourceKind, Room, SlotStatus
+from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
 
 #: The database holds slots to the same.
@@ -31,6 +31,13 @@ MAX_SLOTS_AT_ONCE = 1_000
 Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
 Slug = Annotated[str, Meta(max_length=63, pattern=whole("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"))]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+RefundHours = Annotated[
+    int, Meta(ge=0, le=8_760, description="a customer who cancels later than this before the start gets nothing back")
+]
+Origin = Annotated[str, Meta(max_length=300, pattern=whole("https?://[A-Za-z0-9.:\\[\\]-]+"))]
+Origins = Annotated[
+    list[Origin], Meta(max_length=20, description="where a customer may be sent after paying; null: any https page")
+]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
 
@@ -84,6 +91,30 @@ class BookingOfHold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     metadata: Metadata = {}
 
 
+Url = Annotated[
+    str,
+    Meta(
+        max_length=2_000,
+        pattern=whole("https?://[!-~]+"),
+        description="https, of one of the venue's `return_origins` if it has named any",
+    ),
+]
+
+
+class CheckoutOfSlot(BookingOfSlot, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Take places of a slot and pay for them."""
+
+    success_url: Url | None = None
+    cancel_url: Url | None = None
+
+
+class CheckoutOfHold(BookingOfHold, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pay for the places of a hold."""
+
+    success_url: Url | None = None
+    cancel_url: Url | None = None
+
+
 # -- requests: operators ----------------------------------------------------------------------------------------------
 
 
@@ -101,10 +132,13 @@ class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slug: Slug
     name: Text200
     timezone: Annotated[str, Meta(min_length=1, max_length=64)]
-    payment: Payment = "on_site"
+    payment: PaymentPolicy = "on_site"
     #: null: the service's default
     hold_ttl_seconds: Seconds | None = None
     hold_max_seconds: Seconds = 1800
+    #: A customer who cancels later than this before the start gets no money back.
+    refund_hours: RefundHours = 0
+    return_origins: Origins | None = None
 
     def __post_init__(self) -> None:
         _require_zone(self.timezone)
@@ -116,9 +150,11 @@ class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class VenueChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Text200 | UnsetType = UNSET
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
-    payment: Payment | UnsetType = UNSET
+    payment: PaymentPolicy | UnsetType = UNSET
     hold_ttl_seconds: Seconds | UnsetType | None = UNSET
     hold_max_seconds: Seconds | UnsetType = UNSET
+    refund_hours: RefundHours | UnsetType = UNSET
+    return_origins: Origins | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         _require_zone(self.timezone)
@@ -285,9 +321,11 @@ class Venue(msgspec.Struct, frozen=True, kw_only=True):
     slug: str
     name: str
     timezone: str
-    payment: Payment
+    payment: PaymentPolicy
     hold_ttl_seconds: int | None
     hold_max_seconds: int
+    refund_hours: int
+    return_origins: list[str] | None
     resources: list[Resource]
     services: list[dict[str, Any]] = []
 
@@ -340,8 +378,22 @@ class CustomerShown(msgspec.Struct, frozen=True, kw_only=True):
     phone: str | None
 
 
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """What was or can be paid. `rebooked_as`: it came after the booking had expired, and got another one."""
+
+    id: UUID
+    status: PaymentStatus
+    amount: Money
+    session_id: str | None
+    paid_at: At | None
+    refund_status: RefundStatus
+    refund_reason: str | None
+    refunded: Money
+    rebooked_as: UUID | None
+
+
 class Booking(msgspec.Struct, frozen=True, kw_only=True):
-    """The manage token is told when the booking is made, and never again."""
+    """The manage token is told when the booking is made, and never again. `payment` is there when one was asked for."""
 
     id: UUID
     slot_id: UUID
@@ -355,6 +407,16 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_at: At | None
     cancelled_at: At | None
     available_count: int
+    payment: Payment | UnsetType = UNSET
+
+
+class Checkout(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to pay, and until when. A booking that costs nothing is confirmed, and the rest is null."""
+
+    booking: Booking
+    checkout_url: str | None
+    session_id: str | None
+    expires_at: At | None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -440,6 +502,8 @@ def venue(known: domain.Venue) -> Venue:
         payment=known.payment,
         hold_ttl_seconds=known.hold_ttl_seconds,
         hold_max_seconds=known.hold_max_seconds,
+        refund_hours=known.refund_hours,
+        return_origins=known.return_origins,
         resources=[resource(each) for each in known.resources],
     )
 
@@ -491,7 +555,9 @@ def hold(known: domain.Hold, token: str | UnsetType = UNSET) -> Hold:
     )
 
 
-def booking(known: domain.Booking, manage_token: str | UnsetType = UNSET) -> Booking:
+def booking(
+    known: domain.Booking, manage_token: str | UnsetType = UNSET, payment: domain.Payment | None = None
+) -> Booking:
     customer = None
     if known.customer is not None:
         customer = CustomerShown(name=known.customer.name, email=known.customer.email, phone=known.customer.phone)
@@ -508,6 +574,21 @@ def booking(known: domain.Booking, manage_token: str | UnsetType = UNSET) -> Boo
         confirmed_at=known.confirmed_at,
         cancelled_at=known.cancelled_at,
         available_count=known.available_count,
+        payment=UNSET if payment is None else _payment(payment),
+    )
+
+
+def _payment(known: domain.Payment) -> Payment:
+    return Payment(
+        id=known.id,
+        status=known.status,
+        amount=Money(amount=known.amount, currency=known.currency),
+        session_id=known.session_id,
+        paid_at=known.paid_at,
+        refund_status=known.refund_status,
+        refund_reason=known.refund_reason,
+        refunded=Money(amount=known.refunded_amount, currency=known.currency),
+        rebooked_as=known.rebooked_id,
     )
 
 

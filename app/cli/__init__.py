@@ -15,6 +15,7 @@ from app.cli.failing import guarded
 #: Where each command lives. The order is that of the help.
 COMMANDS = {
     "serve": "app.cli.serve:serve",
+    "worker": "app.cli.worker:worker",
     "demo": "app.cli.demo:demo",
     "db": "app.cli.db:db",
     "doctor": "app.cli.doctor:doctor",

@@ -22,6 +22,7 @@ CREATE TABLE payments (
     currency        text        NOT NULL,
     status          text        NOT NULL DEFAULT 'creating',
     params          json,                                    -- null: made by an older system, see `book_legacy_payment`
+    expires_at      timestamptz,                             -- of the booking, as it was told; null as `params`
     session_id      text,                                    -- null until Stripe has answered
     session_url     text,
     payment_intent  text,
@@ -326,9 +327,9 @@ BEGIN
         FROM unnest(asked) WITH ORDINALITY AS q WHERE words[q.ordinality] IN ('book', 'confirm') ORDER BY q.ordinality;
     END IF;
     IF to_be_paid THEN
-        INSERT INTO payments (id, venue_id, slot_id, booking_id, quantity, amount, currency, params)
+        INSERT INTO payments (id, venue_id, slot_id, booking_id, quantity, amount, currency, params, expires_at)
         SELECT (q.payment ->> 'id')::uuid, q.venue_id, q.slot_id, q.id, q.quantity, (q.payment ->> 'amount')::bigint,
-            q.payment ->> 'currency', (q.payment ->> 'params')::json
+            q.payment ->> 'currency', (q.payment ->> 'params')::json, clock + q.ttl_ms * interval '1 millisecond'
         FROM unnest(asked) WITH ORDINALITY AS q
         WHERE q.payment IS NOT NULL AND words[q.ordinality] IN ('book', 'confirm');
     END IF;
@@ -578,6 +579,7 @@ BEGIN
     END IF;
     whole := total >= pay.amount OR pay.refund_status = 'due' AND done_refund IS NOT NULL;
     IF pay.refund_status = 'done' OR total <= pay.refunded_amount AND NOT whole THEN
+        UPDATE payments SET refund_id = done_refund WHERE id = this_payment AND refund_id IS NULL;
         RETURN payment_changed('already', pay.booking_id, pay.slot_id);
     END IF;
     UPDATE payments SET refunded_amount = greatest(refunded_amount, total), refund_id = coalesce(done_refund, refund_id),

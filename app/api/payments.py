@@ -1,0 +1,107 @@
+"""Paying: where a customer checks out, and where Stripe tells us what became of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from litestar import Response, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import JSONBody, SkipValidation
+
+from app import checkout
+from app.api import answers, wire
+from app.api.answers import SAFE_HEADERS
+from app.api.docs import problems
+from app.api.public import IdempotencyKey, wanted
+from app.api.strict import ApiRequest, idempotency_key
+from app.errors import InvalidRequest, NotFound
+from app.gateway import BadSignature, verified
+from app.telemetry import outcomes
+
+#: Stripe's events hold whole objects: more than any request of ours.
+MAX_EVENT_BYTES = 256 * 1024
+
+
+@post("/v1/checkout", responses=problems(404, 409, 410, 422, 502, body=True))
+async def create_checkout(
+    request: ApiRequest,
+    data: JSONBody[SkipValidation[wire.CheckoutOfSlot | wire.CheckoutOfHold]],
+    key: IdempotencyKey = None,
+) -> Response[wire.Checkout]:
+    """Take places and pay for them: the booking waits for the payment of the session at `checkout_url`."""
+    way = checkout.Way(data.success_url, data.cancel_url)
+    asked = wanted(data, idempotency_key(key))
+    started = await checkout.checkout(request.engine, asked, way, caller=request.caller)
+    made = started.booking
+    body = wire.Checkout(
+        booking=wire.booking(made, started.manage_token),
+        checkout_url=started.checkout_url,
+        session_id=started.session_id,
+        expires_at=started.expires_at,
+    )
+    return answers.created(body, location=f"/v1/bookings/{made.id}", replayed=made.replayed)
+
+
+@post(
+    "/v1/webhooks/stripe",
+    status_code=200,
+    include_in_schema=False,
+    request_max_body_size=MAX_EVENT_BYTES,
+)
+async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
+    """Verify an event of Stripe, store it once, and say so at once; the worker does what follows from it."""
+    settings = request.engine.settings
+    if not settings.stripe_webhook_secrets:
+        raise NotFound
+    try:
+        event = verified(
+            await request.body(), request.headers.get("stripe-signature", ""), settings.stripe_webhook_secrets
+        )
+    except BadSignature as error:
+        outcomes("webhook", "bad_signature").inc()
+        raise InvalidRequest("", "The signature or the body is not right") from error
+    about = (event.get("data") or {}).get("object") if isinstance(event.get("data"), Mapping) else None
+    live = event.get("livemode")
+    if event["type"] not in checkout.EVENTS or not isinstance(about, Mapping):
+        outcomes("webhook", "ignored").inc()
+    elif isinstance(live, bool) and live != settings.stripe_is_live:
+        # Of the other mode of the same account: a secret in the wrong place. Stripe need not send it again.
+        outcomes("webhook", "wrong_mode").inc()
+    else:
+        await request.engine.payments.keep_event(event["id"], event["type"], checkout.needed(event["type"], about))
+    return answers.ok({"received": True})
+
+
+# -- where customers land when they were not told of another page -----------------------------------------------------
+
+_STYLE = (
+    ":root{color-scheme:light dark}body{font:18px/1.6 system-ui,sans-serif;margin:20vh auto 0;max-width:32rem;"
+    "padding:0 1.5rem;background:Canvas;color:CanvasText}h1{font-size:1.6rem}"
+)
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+
+
+def _page(title: str, text: str) -> Response[str]:
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1><p>{text}</p></html>"
+    )
+    headers = {**SAFE_HEADERS, "Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"}
+    return Response(page, media_type="text/html", headers=headers)
+
+
+@get("/checkout/thanks", include_in_schema=False, sync_to_thread=False)
+def thanks() -> Response[str]:
+    """Thank whoever comes back from paying. It promises nothing: only the webhook knows what was paid."""
+    return _page("Thank you", "As soon as your payment is confirmed, you get an e-mail with your booking.")
+
+
+@get("/checkout/cancelled", include_in_schema=False, sync_to_thread=False)
+def gave_up() -> Response[str]:
+    """Tell whoever did not pay what becomes of the places."""
+    return _page(
+        "Nothing was paid",
+        "You can still go back and pay for a while. After that, your places are offered to others.",
+    )
+
+
+ROUTES: list[HTTPRouteHandler] = [create_checkout, receive_stripe_event, thanks, gave_up]

@@ -1,0 +1,38 @@
+"""`holdfast worker`: what happens after the answer: e-mail, refunds, deadlines, webhooks."""
+
+import os
+import signal
+import sys
+import threading
+
+import rich_click as click
+
+
+@click.command()
+@click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="Jobs side by side")
+@click.option("--parent", type=int, hidden=True, help="A pipe that ends when whoever started this does")
+def worker(concurrency: int, parent: int | None) -> None:
+    """Do the jobs that follow from bookings and payments, until stopped. Any number may run.
+
+    Needs DATABASE_URL and REDIS_URL as `holdfast serve` does; STRIPE_API_KEY to be paid, HOLDFAST_SMTP_URL for e-mail.
+    Killed at any moment, it loses nothing: another one, or the next, does its jobs again.
+    """
+    if parent is not None:
+        threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
+    import asyncio
+
+    from app.cli.serve import check_stores
+    from app.settings import from_env
+    from app.telemetry import configure_logging
+    from app.worker import work
+
+    settings = from_env()
+    check_stores(settings)
+    configure_logging()
+    asyncio.run(work(settings, concurrency, ready=lambda: print("Holdfast works on its jobs", file=sys.stderr)))
+
+
+def _die_with_parent(pipe: int) -> None:
+    """End when nobody is left who could write to the pipe."""
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
