@@ -29,6 +29,9 @@ import pytest
 
 from tests.service import eventually
 
+#: For tests that call the SDK themselves: it hands text to httpx in a way that httpx calls outdated, and our tests take
+#: every warning for an error.
+SDK_WARNING = "ignore:Use 'content=:DeprecationWarning"
 KEY = "sk_simulator_of_the_tests"
 WEBHOOK_SECRET = "whsec_of_the_tests"
 ROOT = Path(__file__).parent.parent
@@ -71,7 +74,7 @@ class Simulator:
         self.control("POST", "faults", {"operation": operation, "fault": fault, "times": times, "seconds": seconds})
 
     def no_faults(self) -> None:
-        """Forget the faults that still wait."""
+        """Forget the faults that still wait, and end pauses: `fault(…, "timeout", seconds=60)` lasts until here."""
         self.control("DELETE", "faults")
 
     def delivery(self, mode: str = "normal", **manner: Any) -> None:
@@ -130,9 +133,17 @@ class Simulator:
 
 @contextmanager
 def running_simulator(
-    webhook_url: str | None, webhook_secret: str = WEBHOOK_SECRET, *, port: int = 0, **environ: str
+    webhook_url: str | None,
+    webhook_secret: str = WEBHOOK_SECRET,
+    *,
+    port: int = 0,
+    smtp: socket.socket | None = None,
+    **environ: str,
 ) -> Iterator[Simulator]:
-    """Run a simulator until the block ends. Webhooks that are not received are soon repeated."""
+    """Run a simulator until the block ends, e-mails at the socket `smtp` included if there is one.
+
+    A webhook that is not received is repeated after a second, then after two: `delivery(retry_seconds=…)` for less.
+    """
     listener = socket.create_server(("127.0.0.1", port), backlog=512)
     reader, writer = os.pipe()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -140,15 +151,16 @@ def running_simulator(
     if webhook_url:
         settings["HOLDFAST_SIMULATOR_WEBHOOK_URL"] = webhook_url
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_SIMULATOR_")}
+    handed_on = [listener.fileno(), reader, *([smtp.fileno()] if smtp else [])]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.simulator", str(listener.fileno()), str(reader)],
+            [sys.executable, "-P", "-m", "app.simulator", *(str(number) for number in handed_on)],
             env={**inherited, **settings},
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(listener.fileno(), reader),
+            pass_fds=handed_on,
         )
         listener.close()
         os.close(reader)

@@ -57,9 +57,20 @@ def test_imports_go_one_way(module):
     assert imported(APP / f"{module}.py") <= ALLOWED[module]
 
 
-@pytest.mark.parametrize("package", ["api", "cli"])
+@pytest.mark.parametrize("package", ["api", "cli", "simulator"])
 def test_nobody_imports_upwards(package):
     assert not any(package in imported(APP / f"{module}.py") for module in modules())
+
+
+def test_the_simulator_meets_the_service_over_http_only():
+    files = {path: imported(path) for path in APP.rglob("*.py")}
+    assert {path.relative_to(APP).parts[0] for path, known in files.items() if "simulator" in known} == {
+        "simulator",
+        "cli",
+    }
+    # Its mailbox reads e-mails as the service's own tools do.
+    inside = [known for path, known in files.items() if APP / "simulator" in path.parents]
+    assert set().union(*inside) == {"simulator", "settings", "mail"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The simulator as a child process, on a socket that it was given. It ends with its parent.
 
-python -P -m app.simulator <listening socket> <pipe of the parent>
+python -P -m app.simulator <listening socket> <pipe of the parent> [<listening socket of the mailbox's SMTP>]
 
 The rest from the environment: HOLDFAST_SIMULATOR_URL (where browsers find it; default: where it listens),
 HOLDFAST_SIMULATOR_WEBHOOK_URL, STRIPE_WEBHOOK_SECRET, HOLDFAST_SIMULATOR_STATE, HOLDFAST_SIMULATOR_MAIL_DIR.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    listener, pipe = (int(argument) for argument in sys.argv[1:])
+    listener, pipe, *mail = (int(argument) for argument in sys.argv[1:])
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
     # Heavy, and the parent may be gone before they are loaded.
     from app.settings import SettingsError  # noqa: PLC0415
@@ -34,7 +34,7 @@ def main() -> None:
             state=_path("HOLDFAST_SIMULATOR_STATE"),
             mail_dir=_path("HOLDFAST_SIMULATOR_MAIL_DIR"),
         )
-        serve(setup, connection)
+        serve(setup, connection, smtp=socket.socket(fileno=mail[0]) if mail else None)
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 this is a program
         sys.exit(2)

@@ -1,6 +1,5 @@
 """/v1: what of Stripe's API the official SDK needs for Checkout, refunds and events."""
 
-import asyncio
 import base64
 import binascii
 import secrets
@@ -84,6 +83,7 @@ async def answered(
     headers = {"Request-Id": f"req_{secrets.token_hex(7)}", "Stripe-Version": objects.API_VERSION}
     try:
         with_key(request)
+        encoded = await _encoded(request)
         _count(simulator, operation, key)
         fault = simulator.faults.take(operation, executing=False)
         if fault and fault.fault == "reset_before":
@@ -91,7 +91,7 @@ async def answered(
             return Response(b"")
         if fault:
             faults.refuse(fault.fault)
-        params = forms.decode(await _encoded(request))
+        params = forms.decode(encoded)
         call = Call(operation, key, fingerprint(request.url.path, params), fault)
         answer = await _carry_out(simulator, call, lambda: prepare(simulator, params))
     except StripeError as error:
@@ -135,18 +135,18 @@ async def _carry_out(simulator: Simulator, call: Call, prepare: Callable[[], Exe
     idempotency = simulator.idempotency
     saved = idempotency.first_answer(call.key, call.asked)
     if saved is not None:
-        await asyncio.sleep(call.pause)
+        await simulator.faults.pause(call.pause)
         return Answer(saved.status, saved.body.encode(), replayed=True)
     execute = prepare()
     with idempotency.running(call.key, call.asked):
         if call.fault and call.fault.fault == "timeout":
-            await asyncio.sleep(call.pause)
+            await simulator.faults.pause(call.pause)
         idempotency.count(call.key, call.operation, executed=True)
         status, body = _executed(simulator, call.operation, execute)
         idempotency.keep(call.key, call.asked, status, body)
     if call.fault and call.fault.fault == "late_reply":
         simulator.books.save()  # whoever asks meanwhile finds it done
-        await asyncio.sleep(call.pause)
+        await simulator.faults.pause(call.pause)
     return Answer(status, body)
 
 

@@ -28,8 +28,8 @@ async def add_fault(request: Asking, data: JSONBody[Fault]) -> Response[Any]:
 
 @delete("/_control/faults", status_code=200, guards=[with_key])
 async def clear_faults(request: Asking) -> Response[Any]:
-    """Forget the faults that still wait."""
-    simulator_of(request).faults.waiting.clear()
+    """Forget the faults that still wait, and end the pauses that are under way."""
+    simulator_of(request).faults.clear()
     return _ok(faults=[])
 
 

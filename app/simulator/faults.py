@@ -1,5 +1,7 @@
 """What goes wrong on demand: faults wait for the next requests of an operation, in the order they were asked for."""
 
+import asyncio
+import contextlib
 from typing import Literal
 
 from msgspec import Struct
@@ -43,6 +45,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.waiting: list[Fault] = []
+        self._ended = asyncio.Event()
 
     def take(self, operation: str, *, executing: bool) -> Fault | None:
         """Return the fault that this request meets, if any: at most one each.
@@ -55,6 +58,18 @@ class Faults:
         found.times -= 1
         self.waiting = [fault for fault in self.waiting if fault.times > 0]
         return found
+
+    async def pause(self, seconds: float) -> None:
+        """Pause a request, until somebody clears the faults at the latest."""
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), seconds)
+
+    def clear(self) -> None:
+        """Forget the faults that wait, and end the pauses that are under way."""
+        self.waiting.clear()
+        self._ended.set()
+        self._ended = asyncio.Event()
 
 
 def refuse(kind: Kind) -> None:

@@ -96,7 +96,8 @@ def read(params: dict[str, Any], struct: type[T]) -> T:
 
 def _refused(told: str) -> StripeError:
     message, _, place = told.partition(" - at `$")
-    path = _bracketed(place.removesuffix("`").removeprefix("."))
+    # `[...]` is msgspec's word for a value of a mapping.
+    path = _bracketed(place.removesuffix("`").removeprefix(".").replace("[...]", ""))
     if found := _UNKNOWN.match(message):
         name = _inside(path, found[1])
         told = f"Received unknown parameter: {name} (or one that this simulator does not simulate)"

@@ -136,6 +136,7 @@ def page(template: str, *, status: int = 200, onward: list[str] | None = None, *
     policy = [
         "default-src 'none'",
         "style-src 'self'",
+        "img-src data:",  # the empty icon, or browsers ask for another
         " ".join(["form-action 'self'", *(onward or [])]),
         "base-uri 'none'",
         "frame-ancestors 'none'",

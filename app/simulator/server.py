@@ -56,7 +56,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     webhook_secrets: tuple[str, ...] = ()
     #: None: a restart forgets everything.
     state: Path | None = None
-    #: Where the simulated mail server keeps what it got. None: no mail server.
+    #: Where the mailbox keeps e-mails; its pages are at /mailbox. None: no mailbox.
     mail_dir: Path | None = None
 
 
@@ -82,8 +82,9 @@ def webhook_secrets(text: str, url: str | None) -> tuple[str, ...]:
     return secrets
 
 
-def create_simulator(setup: Setup, more_routes: Sequence[HTTPRouteHandler] = ()) -> ASGIApp:
-    """Build the application. It reads its state here, and delivers webhooks while its lifespan lasts.
+def create_simulator(setup: Setup, smtp: socket.socket | None = None) -> ASGIApp:
+    """Build the application. It reads its state here; while its lifespan lasts it delivers webhooks, and takes e-mails
+    at the socket `smtp` if it has one.
 
     Raises:
         SettingsError: this is production, or the state cannot be read.
@@ -99,7 +100,7 @@ def create_simulator(setup: Setup, more_routes: Sequence[HTTPRouteHandler] = ())
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         expiring = asyncio.create_task(_expire_when_due(ledger))
-        async with delivery:
+        async with delivery, _taking_mail(setup.mail_dir, smtp):
             yield
         expiring.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -107,7 +108,7 @@ def create_simulator(setup: Setup, more_routes: Sequence[HTTPRouteHandler] = ())
         books.save()
 
     app = Litestar(
-        route_handlers=[alive, *api.ROUTES, *control.ROUTES, *pages.ROUTES, *more_routes],
+        route_handlers=[alive, *api.ROUTES, *control.ROUTES, *pages.ROUTES, *_mailbox_routes(setup.mail_dir)],
         lifespan=[lifespan],
         exception_handlers={StripeError: _refused, HTTPException: _refused_by_litestar, Exception: _broken},
         openapi_config=None,
@@ -117,6 +118,28 @@ def create_simulator(setup: Setup, more_routes: Sequence[HTTPRouteHandler] = ())
         debug=False,
     )
     return _Honest(app, ledger)
+
+
+def _mailbox_routes(mail_dir: Path | None) -> Sequence[HTTPRouteHandler]:
+    if mail_dir is None:
+        return []
+    from app.simulator import mailbox  # noqa: PLC0415 its SMTP library is not installed everywhere
+
+    return mailbox.routes(mail_dir)
+
+
+@asynccontextmanager
+async def _taking_mail(mail_dir: Path | None, smtp: socket.socket | None) -> AsyncIterator[None]:
+    if mail_dir is None or smtp is None:
+        yield
+        return
+    from app.simulator import mailbox  # noqa: PLC0415
+
+    server = await mailbox.start_smtp(mail_dir, port_or_socket=smtp)
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 async def _expire_when_due(ledger: Ledger) -> None:
@@ -146,13 +169,16 @@ class _Honest:
 
         async def tell(message: MutableMapping[str, Any]) -> None:
             self._ledger.books.save()
-            if scope.get(CUT):
+            if not scope.get(CUT):
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (b"x-simulator", objects.NO_MONEY.encode())]
+                await send(message)  # type: ignore[arg-type]
+            elif message["type"] == "http.response.start":
                 reset: Callable[[], None] = scope["extensions"][RESET]  # type: ignore[index, assignment]
                 reset()
-                return
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-simulator", objects.NO_MONEY.encode())]
-            await send(message)  # type: ignore[arg-type]
+                # Until the server knows that nobody is there: it would report a missing answer.
+                while (await receive())["type"] != "http.disconnect":
+                    pass
 
         await self._app(scope, receive, tell)  # type: ignore[arg-type]
 
@@ -210,16 +236,22 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def serve(setup: Setup, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve on a socket that listens already, until SIGINT or SIGTERM.
+def serve(
+    setup: Setup,
+    listener: socket.socket,
+    *,
+    smtp: socket.socket | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve on a socket that listens already, until SIGINT or SIGTERM. At `smtp` it takes e-mails into its mailbox.
 
     Raises:
         SettingsError: it may not run here.
     """
-    if not is_loopback(listener.getsockname()[0]):
+    if not all(is_loopback(each.getsockname()[0]) for each in (listener, smtp) if each):
         raise SettingsError("The Stripe simulator listens on the loopback interface only")
     config = uvicorn.Config(
-        create_simulator(setup, _mailbox_routes(setup.mail_dir)),
+        create_simulator(setup, smtp),
         loop="asyncio",  # uvloop's sockets cannot be told to reset
         http=_Resettable,
         ws="none",
@@ -234,8 +266,3 @@ def serve(setup: Setup, listener: socket.socket, ready: Callable[[], None] = lam
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ready()
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def _mailbox_routes(mail_dir: Path | None) -> Sequence[HTTPRouteHandler]:
-    """The mails that the simulated mail server got, if there is one."""
-    return []
