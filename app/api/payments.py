@@ -41,14 +41,9 @@ async def create_checkout(
     return answers.created(body, location=f"/v1/bookings/{made.id}", replayed=made.replayed)
 
 
-@post(
-    "/v1/webhooks/stripe",
-    status_code=200,
-    include_in_schema=False,
-    request_max_body_size=MAX_EVENT_BYTES,
-)
+@post("/v1/webhooks/stripe", status_code=200, request_max_body_size=MAX_EVENT_BYTES, responses=problems(404, 413))
 async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
-    """Verify an event of Stripe, store it once, and say so at once; the worker does what follows from it."""
+    """Take an event of Stripe: verified by its `Stripe-Signature`, stored once, and answered; the worker acts on it."""
     settings = request.engine.settings
     if not settings.stripe_webhook_secrets:
         raise NotFound
