@@ -339,3 +339,70 @@ event_readers = sa.Table(
     sa.Column("seq", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("name", name="event_readers_pkey"),
 )
+
+webhook_endpoints = sa.Table(
+    "webhook_endpoints",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("secret", sa.Text),
+    sa.Column("old_secret", sa.Text),
+    _at("old_secret_until", nullable=True),
+    sa.Column("types", ARRAY(sa.Text)),
+    _at("created_at", default=True),
+    _at("disabled_at", nullable=True),
+    sa.Column("disabled_why", sa.Text),
+    _at("removed_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="webhook_endpoints_pkey"),
+    sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="webhook_endpoints_of_a_venue"),
+    sa.CheckConstraint("url ~ '^https?://[!-~]+$' AND char_length(url) <= 2000", name="webhook_endpoints_url_form"),
+    sa.CheckConstraint(
+        "secret ~ '^whsec_[A-Za-z0-9+/]{32,88}=*$' AND old_secret ~ '^whsec_[A-Za-z0-9+/]{32,88}=*$'",
+        name="webhook_endpoints_secret_form",
+    ),
+    sa.CheckConstraint("(secret IS NULL) = (removed_at IS NOT NULL)", name="webhook_endpoints_secret_until_removed"),
+    sa.CheckConstraint(
+        "(old_secret IS NULL) = (old_secret_until IS NULL)", name="webhook_endpoints_old_secret_with_its_end"
+    ),
+    sa.CheckConstraint("(disabled_at IS NULL) = (disabled_why IS NULL)", name="webhook_endpoints_why_when_disabled"),
+    sa.CheckConstraint("char_length(disabled_why) BETWEEN 1 AND 200", name="webhook_endpoints_why_length"),
+    sa.CheckConstraint("removed_at IS NULL OR disabled_at IS NOT NULL", name="webhook_endpoints_removed_is_disabled"),
+    sa.CheckConstraint("cardinality(types) BETWEEN 1 AND 50", name="webhook_endpoints_types_few"),
+    sa.Index(
+        "webhook_endpoints_by_venue", "venue_id", "created_at", "id", postgresql_where=sa.text("removed_at IS NULL")
+    ),
+)
+
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("endpoint_id", sa.Uuid, nullable=False),
+    sa.Column("event_seq", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("answer_status", sa.Integer),
+    sa.Column("error", sa.Text),
+    _at("next_at", nullable=True, default=True),
+    _at("leased_until", nullable=True),
+    _at("created_at", default=True),
+    _at("delivered_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="webhook_deliveries_pkey"),
+    sa.ForeignKeyConstraint(["endpoint_id"], ["webhook_endpoints.id"], name="webhook_deliveries_to_an_endpoint"),
+    sa.ForeignKeyConstraint(["event_seq"], ["events.seq"], name="webhook_deliveries_of_an_event"),
+    sa.UniqueConstraint("endpoint_id", "event_seq", name="webhook_deliveries_once_per_event"),
+    sa.CheckConstraint("status IN ('pending', 'delivered', 'dead')", name="webhook_deliveries_status_known"),
+    sa.CheckConstraint(
+        "(status = 'delivered') = (delivered_at IS NOT NULL)", name="webhook_deliveries_delivered_at_when_delivered"
+    ),
+    sa.CheckConstraint("(status = 'pending') = (next_at IS NOT NULL)", name="webhook_deliveries_next_at_while_pending"),
+    sa.CheckConstraint("leased_until IS NULL OR status = 'pending'", name="webhook_deliveries_leased_while_pending"),
+    sa.CheckConstraint("attempts BETWEEN 0 AND 1000", name="webhook_deliveries_attempts_range"),
+    sa.CheckConstraint("answer_status BETWEEN 100 AND 999", name="webhook_deliveries_answer_status_range"),
+    sa.CheckConstraint("char_length(error) BETWEEN 1 AND 200", name="webhook_deliveries_error_length"),
+    sa.Index("webhook_deliveries_due", "endpoint_id", "next_at", postgresql_where=sa.text("status = 'pending'")),
+    sa.Index("webhook_deliveries_by_endpoint", "endpoint_id", "created_at", "id"),
+    sa.Index("webhook_deliveries_by_time", "created_at", "id"),
+    sa.Index("webhook_deliveries_dead", "created_at", "id", postgresql_where=sa.text("status = 'dead'")),
+)
