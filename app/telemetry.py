@@ -160,6 +160,8 @@ def configure_logging(level: int = logging.INFO) -> None:
     logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # uvicorn's own handlers write plain text
         logging.getLogger(name).handlers.clear()
+    for name in ("stripe", "httpx", "procrastinate"):  # a line for each call of theirs tells nobody anything
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
     logging.getLogger("uvicorn.error").propagate = True
     logging.getLogger("uvicorn.access").propagate = False  # our line is cheaper, and says no query string
 

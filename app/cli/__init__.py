@@ -23,6 +23,7 @@ COMMANDS = {
     "slots": "app.cli.slots:slots",
     "bookings": "app.cli.bookings:bookings",
     "events": "app.cli.events:events",
+    "webhooks": "app.cli.webhooks:webhooks",
     "mail": "app.cli.mail:mail",
     "reconcile": "app.cli.reconcile:reconcile",
     "race": "app.cli.race:race",

@@ -1,5 +1,6 @@
 """`holdfast demo`: everything in one terminal, for trying it out. What `make run` calls."""
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -17,11 +18,17 @@ import rich_click as click
 from app.cli.serve import export
 
 if TYPE_CHECKING:
-    from app.cli.home import Run
+    from app.cli.home import Keys, Run
     from app.cli.seed import Seeded
+    from app.cli.workers import Program
+    from app.settings import Settings
 
 #: A demo is stopped by somebody who waits for the prompt.
 GRACE_SECONDS = 3
+#: Where the demo's mailbox listens, or the next free port.
+SMTP_PORT = 2525
+#: Of e-mails that never leave this machine.
+DEMO_SENDER = "Holdfast demo <demo@holdfast.example>"
 #: More would only take the processor from the stores and the load generator, which run on the same machine.
 MAX_DEFAULT_WORKERS = 4
 
@@ -57,7 +64,9 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
         _default("HOLDFAST_OPERATOR_KEY", keys.operator_key)
         _default("HOLDFAST_SECRET", keys.secret)
         _default("HOLDFAST_ENV", "development")
+        _default("HOLDFAST_PUBLIC_URL", url)
         export(HOLDFAST_DEMO="on", HOLDFAST_PORT=listener.getsockname()[1])
+        beside = _companions(home, keys, listener, stack)
         settings = from_env()
         upgrade(settings.database_url)
         seeded = seed(settings.database_url)
@@ -69,9 +78,39 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
             listener,
             settings.workers,
             grace_seconds=GRACE_SECONDS,
-            ready=lambda: _welcome(run, home, seeded),
+            ready=lambda: _welcome(run, home, seeded, settings),
             log=log,
+            beside=beside,
         )
+
+
+def _companions(home: Path, keys: "Keys", listener: socket.socket, stack: ExitStack) -> list["Program"]:
+    """Name what runs beside the service: the worker, and a simulator of Stripe with a mailbox for what is not set."""
+    from app.cli.workers import PIPE, Program, listen, url_of
+    from app.settings import SIMULATOR_KEY_PREFIX
+
+    worker = Program("Job worker", "app.cli", ("worker", "--parent", PIPE))
+    if os.environ.get("STRIPE_API_KEY") and os.environ.get("HOLDFAST_SMTP_URL"):
+        return [worker]
+    stripe = stack.enter_context(listen("127.0.0.1", listener.getsockname()[1] + 1, next_free=True))
+    smtp = stack.enter_context(listen("127.0.0.1", SMTP_PORT, next_free=True))
+    if not os.environ.get("STRIPE_API_KEY"):
+        os.environ["STRIPE_API_KEY"], os.environ["STRIPE_API_BASE"] = f"{SIMULATOR_KEY_PREFIX}demo", url_of(stripe)
+    _default("STRIPE_WEBHOOK_SECRET", f"whsec_{hashlib.sha256(keys.secret.encode()).hexdigest()}")
+    _default("HOLDFAST_SMTP_URL", url_of(smtp).replace("http://", "smtp://"))
+    _default("HOLDFAST_MAIL_FROM", DEMO_SENDER)
+    simulator = Program(
+        "Simulator",
+        "app.simulator",
+        (str(stripe.fileno()), PIPE, str(smtp.fileno())),
+        fds=(stripe.fileno(), smtp.fileno()),
+        environ={
+            "HOLDFAST_SIMULATOR_WEBHOOK_URL": f"{url_of(listener)}/v1/webhooks/stripe",
+            "HOLDFAST_SIMULATOR_STATE": str(home / "stripe.json"),
+            "HOLDFAST_SIMULATOR_MAIL_DIR": str(home / "mail"),
+        },
+    )
+    return [simulator, worker]
 
 
 def _listen() -> socket.socket:
@@ -131,7 +170,7 @@ def _log(home: Path) -> Iterator[Path]:
     yield path
 
 
-def _welcome(run: "Run", home: Path, seeded: "Seeded") -> None:
+def _welcome(run: "Run", home: Path, seeded: "Seeded", settings: "Settings") -> None:
     from rich.panel import Panel
 
     from app.cli.show import facts, out
@@ -142,6 +181,10 @@ def _welcome(run: "Run", home: Path, seeded: "Seeded") -> None:
     lines.add_row("Health", f"{run.api_url}/readyz")
     lines.add_row("Metrics", f"{run.api_url}/metrics")
     lines.add_row("Operator key", run.operator_key)
+    if settings.stripe_api_base.startswith("http://"):
+        lines.add_row("Payments", f"{settings.stripe_api_base} is a simulator of Stripe: no money moves")
+    if settings.mail_from == DEMO_SENDER:
+        lines.add_row("E-mail", f"{settings.stripe_api_base}/mailbox, or [cyan]{_program(home)} mail show[/]")
     lines.add_row("Data and logs", str(home))
     lines.add_row("Watch holds", f"[cyan]{_program(home)} holds watch[/]")
     lines.add_row("Race", f"[cyan]{_program(home)} race[/]")
@@ -150,6 +193,9 @@ def _welcome(run: "Run", home: Path, seeded: "Seeded") -> None:
     # Outside the panel and never wrapped: a border or a line break would be pasted with it.
     console.print(f"Book a place on “{seeded.name}”, {seeded.when}:")
     console.print(curl(run.api_url, seeded), soft_wrap=True, highlight=False, markup=False)
+    if settings.stripe_api_key:
+        console.print("Or pay for it first, at the checkout_url of the answer:")
+        console.print(curl(run.api_url, seeded, "checkout"), soft_wrap=True, highlight=False, markup=False)
 
 
 def _program(home: Path) -> str:
@@ -162,7 +208,7 @@ def _program(home: Path) -> str:
     return name if home == Path(".holdfast").resolve() else f"{name} --home {shlex.quote(str(home))}"
 
 
-def curl(url: str, seeded: "Seeded") -> str:
+def curl(url: str, seeded: "Seeded", route: str = "bookings") -> str:
     customer = '{"name":"Ada Lovelace","email":"ada@example.com"}'
     body = f'{{"slot_id":"{seeded.slot_id}","quantity":1,"customer":{customer}}}'
-    return f"curl -sS {url}/v1/bookings -H 'Content-Type: application/json' -d '{body}'"
+    return f"curl -sS {url}/v1/{route} -H 'Content-Type: application/json' -d '{body}'"

@@ -1,4 +1,4 @@
-"""The HTTP workers: started, watched, replaced and stopped by one parent that serves nothing itself.
+"""The worker processes: started, watched, replaced and stopped by one parent that serves nothing itself.
 
 They share the parent's listening socket and end with it: a pipe that only the parent can write to is closed by the
 kernel however the parent dies, and each worker waits for that in `http_worker`.
@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import msgspec
 
 from app.cli.failing import Failed
 
@@ -76,6 +78,21 @@ def metrics_dir(workers: int, home: Path | None = None) -> Iterator[None]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class Program(msgspec.Struct, frozen=True):
+    """What a child process runs: a module with arguments, which is given the parent's pipe where it says PIPE."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    #: Sockets that it is given, beside the pipe.
+    fds: tuple[int, ...] = ()
+    environ: Mapping[str, str] = {}
+
+
+#: Stands for the number of the pipe that ends with the parent.
+PIPE = "{pipe}"
+
+
 def supervise(
     listener: socket.socket,
     count: int,
@@ -83,39 +100,46 @@ def supervise(
     grace_seconds: int,
     ready: Callable[[], None],
     log: Path | None = None,
+    beside: Sequence[Program] = (),
 ) -> None:
-    """Run workers until a signal asks to stop; then stop them within about `grace_seconds` and return.
+    """Run HTTP workers, and the programs `beside` them, until a signal asks to stop; then stop them within about
+    `grace_seconds` and return. Whichever ends by itself is started again.
 
     They write to stderr, or to `log`.
 
     Raises:
-        Failed: a worker could not start.
+        Failed: one of them could not start.
     """
     reader, writer = os.pipe()
     asked: list[int] = []
     output = log.open("ab") if log else None
+    arguments = (str(listener.fileno()), PIPE, str(grace_seconds))
+    http_worker = Program("HTTP worker", "app.cli.http_worker", arguments, fds=(listener.fileno(),))
 
-    def start() -> Worker:
-        command = [sys.executable, "-P", "-m", "app.cli.http_worker"]
-        command += [str(number) for number in (listener.fileno(), reader, grace_seconds)]
+    def start(program: Program) -> Worker:
+        given = [str(reader) if argument == PIPE else argument for argument in program.arguments]
         # A group of its own: Ctrl-C in a terminal reaches the parent alone, which then asks the workers once.
         return subprocess.Popen(
-            command,
+            [sys.executable, "-P", "-m", program.module, *given],
+            env={**os.environ, **program.environ},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(listener.fileno(), reader),
+            pass_fds=(*program.fds, reader),
             process_group=0,
         )
 
     with _told_by(asked):
-        workers = [start() for _ in range(count)]
+        programs = [*beside, *[http_worker] * count]
+        workers = [start(program) for program in programs]
         try:
             if _become_ready(listener, workers, asked, log):
                 ready()
             while not asked:
                 time.sleep(TICK_SECONDS)
-                workers = [worker if worker.poll() is None else _replace(worker, start, asked) for worker in workers]
+                for number, program in enumerate(programs):
+                    if workers[number].poll() is not None:
+                        workers[number] = _replace(program, workers[number], start, asked)
         finally:
             listener.close()
             _stop(workers, asked, grace_seconds + CLOSE_SECONDS)
@@ -146,7 +170,7 @@ def _become_ready(listener: socket.socket, workers: Sequence[Worker], asked: lis
             if (code := worker.poll()) is not None:
                 # 2: a wrong setting, of which the worker has said the name.
                 told = f": {_last_line(log)} (log: {log})" if log else ""
-                raise Failed(f"The HTTP workers could not start{told}", code=2 if code == 2 else 1)
+                raise Failed(f"The workers could not start{told}", code=2 if code == 2 else 1)
         if _answers(address):
             return True
         if time.monotonic() > deadline:
@@ -170,14 +194,14 @@ def _answers(address: str) -> bool:
         connection.close()
 
 
-def _replace(dead: Worker, start: Callable[[], Worker], asked: list[int]) -> Worker:
-    print(f"HTTP worker {dead.pid} ended with {dead.returncode}: starting another one", file=sys.stderr)
+def _replace(program: Program, dead: Worker, start: Callable[[Program], Worker], asked: list[int]) -> Worker:
+    print(f"{program.name} {dead.pid} ended with {dead.returncode}: starting another one", file=sys.stderr)
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(dead.pid)  # type: ignore[no-untyped-call]  # or its gauges would be told for ever
     time.sleep(REPLACE_SECONDS)
-    return dead if asked else start()
+    return dead if asked else start(program)
 
 
 def _stop(workers: Sequence[Worker], asked: list[int], seconds: float) -> None:
