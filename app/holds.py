@@ -263,6 +263,8 @@ class Holds:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        # Asked once: this class is slow to tell what is one of it.
+        self._cluster = client if isinstance(client, RedisCluster) else None
         self.breaker = Breaker()
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._scripts = read_scripts()
@@ -447,10 +449,10 @@ class Holds:
     def _lane(self, call: Call) -> Coalescer[Call, Reply]:
         """Choose the lane of a call: one for each server, so that a dead shard of a cluster holds up its own only."""
         server = ""
-        if isinstance(self.client, RedisCluster):
+        if self._cluster is not None:
             # Before the first answer of a cluster, or while nobody serves a slot, there is no server to name.
             with contextlib.suppress(*_AWAY):
-                node = self.client.get_node_from_key(call.keys[0])
+                node = self._cluster.get_node_from_key(call.keys[0])
                 server = str(node.name) if node else ""
         lane = self._lanes.get(server)
         if lane is None:
@@ -471,7 +473,7 @@ class Holds:
             RedisAway: it did not answer. That counts as a failure of each: so many were let down by one server. Of a
                 shard, or of work in bulk (`as_one`), it counts once: it says little about what the others get.
         """
-        times = 1 if as_one or isinstance(self.client, RedisCluster) else len(calls)
+        times = 1 if as_one or self._cluster is not None else len(calls)
         replies = await self._guarded(partial(self._pipelined, calls), times=times)
         if lost := [n for n, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]:
             whole = [calls[n] for n in lost]
@@ -504,15 +506,16 @@ class Holds:
 
     async def _pipelined(self, calls: Sequence[Call], *, with_text: bool = False) -> list[Any]:
         commands = [self._command(call, with_text=with_text) for call in calls]
-        if isinstance(self.client, RedisCluster):
-            pipe = self.client.pipeline(transaction=False)  # each script is atomic by itself, on whatever shard
+        if self._cluster is not None:
+            pipe = self._cluster.pipeline(transaction=False)  # each script is atomic by itself, on whatever shard
             for command in commands:
                 pipe.execute_command(*command)
             try:
                 return await pipe.execute(raise_on_error=False)
             except redis_errors.RedisClusterException as error:  # refused by the client: one may have spoilt it for all
                 raise NotTogether from error
-        return await _sent(self.client.connection_pool, commands)
+        pool: aioredis.ConnectionPool = self.client.connection_pool  # type: ignore[union-attr]
+        return await _sent(pool, commands)
 
     def _command(self, call: Call, *, with_text: bool) -> tuple[Any, ...]:
         script = self._scripts[call.script]

@@ -237,7 +237,7 @@ def _add_request_id(_logger: Any, _name: str, event: MutableMapping[str, Any]) -
 
 
 def _add_timestamp(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    event["timestamp"] = datetime.now(UTC)
     return event
 
 

@@ -19,7 +19,7 @@ from app.telemetry import request_id
 
 log = structlog.get_logger()
 
-MEDIA_TYPE = "application/problem+json"
+MEDIA_TYPE = b"application/problem+json"
 
 #: What Litestar itself refuses: code and title by status.
 _REFUSED_BY_LITESTAR = {
