@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -46,6 +46,9 @@ class Simulator:
     key: str
     secret: str
     process: subprocess.Popen[bytes]
+    http: httpx.Client
+    #: It ends, and at once, when this is closed.
+    lifeline: IO[bytes]
 
     # -- the customer -------------------------------------------------------------------------------------------------
 
@@ -118,14 +121,8 @@ class Simulator:
 
     def control(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Call a route under /_control."""
-        answer = httpx.request(
-            method,
-            f"{self.url}/_control/{path}",
-            headers={"Authorization": f"Bearer {self.key}"},
-            json=body,
-            timeout=CLIENT_SECONDS,
-            trust_env=False,
-        )
+        headers = {"Authorization": f"Bearer {self.key}"}
+        answer = self.http.request(method, f"{self.url}/_control/{path}", headers=headers, json=body)
         assert answer.status_code == 200, f"{method} {path}: {answer.text}"
         told: dict[str, Any] = answer.json()
         return told
@@ -146,6 +143,7 @@ def running_simulator(
     """
     listener = socket.create_server(("127.0.0.1", port), backlog=512)
     reader, writer = os.pipe()
+    lifeline = os.fdopen(writer, "wb")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     settings = {"HOLDFAST_ENV": "test", "STRIPE_WEBHOOK_SECRET": webhook_secret, **environ}
     if webhook_url:
@@ -166,10 +164,14 @@ def running_simulator(
         os.close(reader)
         try:
             eventually(lambda: _answers(url, process, log), "the simulator to answer", seconds=60)
-            yield Simulator(url, KEY, webhook_secret, process)
+            with httpx.Client(timeout=CLIENT_SECONDS, trust_env=False) as http:
+                yield Simulator(url, KEY, webhook_secret, process, http, lifeline)
         finally:
-            os.close(writer)  # as when the parent dies
-            process.wait(timeout=20)
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            finally:
+                lifeline.close()  # it ends with that, whatever holds it up
 
 
 def _answers(url: str, process: subprocess.Popen[bytes], log: Any) -> bool:

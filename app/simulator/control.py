@@ -12,7 +12,7 @@ from app.simulator import objects
 from app.simulator.api import Asking, simulator_of, with_key
 from app.simulator.delivery import Manner
 from app.simulator.faults import Fault
-from app.simulator.ledger import DEFAULT_METHODS, MAX_LIFE_SECONDS, Method
+from app.simulator.ledger import DEFAULT_METHODS, MAX_LIFE_SECONDS, Method, check_url
 from app.simulator.params import RefundParams
 from app.simulator.state import LineItem, Session
 
@@ -129,7 +129,7 @@ class OldSession(Struct, forbid_unknown_fields=True):
     currency: str = "eur"
     name: str = "A booking of an older system"
     quantity: Count = 1
-    success_url: str = "http://127.0.0.1/success"
+    success_url: str | None = "http://127.0.0.1/success"
     cancel_url: str | None = None
     customer_email: str | None = None
     payment_method_types: list[str] = field(default_factory=DEFAULT_METHODS.copy)
@@ -141,6 +141,8 @@ class OldSession(Struct, forbid_unknown_fields=True):
 async def make_session(request: Asking, data: JSONBody[OldSession]) -> Response[Any]:
     """Make a session that our service never asked for."""
     simulator = simulator_of(request)
+    check_url(data.success_url, "success_url")
+    check_url(data.cancel_url, "cancel_url")
     now = int(simulator.books.now())
     session = Session(
         id=f"cs_test_{secrets.token_hex(28)}",

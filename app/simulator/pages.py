@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from litestar import Response, get, post
@@ -48,8 +48,7 @@ async def show(request: Asking, session_id: FromPath[str]) -> Response[str]:
     session = simulator.books.state.sessions.get(session_id)
     if session is None:
         return page("missing.html", status=404)
-    told = request.query_params.get("told")
-    return _session_page(simulator, session, told if told in ("declined", "late") else None)
+    return _session_page(simulator, session, declined="declined" in request.query_params)
 
 
 @post("/pay/{session_id:str}", status_code=303)
@@ -64,7 +63,7 @@ async def act(request: Asking, session_id: FromPath[str]) -> Response[Any]:
         return _redirect(_done(simulator, session, form))
     except (StripeError, UnicodeDecodeError):
         # Meanwhile it expired, or was paid in another window: the page tells.
-        return _redirect(_back(session, "late"))
+        return _redirect(_page_of(session))
 
 
 def _done(simulator: Simulator, session: Session, form: dict[str, Any]) -> str:
@@ -75,15 +74,15 @@ def _done(simulator: Simulator, session: Session, form: dict[str, Any]) -> str:
         case "pay" | "later" as action:
             if session.status != "complete":  # a second click pays nothing twice, and goes where the first one went
                 ledger.pay(session.id, "card" if action == "pay" else "delayed", **customer)
-            return success_url(session) or _back(session)
+            return success_url(session) or _page_of(session)
         case "arrive" | "fail" as action:
             ledger.settle(session.id, succeed=action == "arrive")
-            return _back(session)
+            return _page_of(session)
         case "decline" if session.status == "open":
-            return _back(session, "declined")
+            return f"{_page_of(session)}?declined"
         case "abandon" if session.cancel_url:
             return session.cancel_url
-    return _back(session, "late")
+    return _page_of(session)
 
 
 def _text(value: Any) -> str | None:
@@ -95,11 +94,11 @@ def success_url(session: Session) -> str | None:
     return session.success_url and session.success_url.replace("{CHECKOUT_SESSION_ID}", session.id)
 
 
-def _back(session: Session, told: str | None = None) -> str:
-    return f"/pay/{session.id}" + (f"?{urlencode({'told': told})}" if told else "")
+def _page_of(session: Session) -> str:
+    return f"/pay/{session.id}"
 
 
-def _session_page(simulator: Simulator, session: Session, told: str | None) -> Response[str]:
+def _session_page(simulator: Simulator, session: Session, *, declined: bool) -> Response[str]:
     payment = simulator.books.state.payments.get(session.payment_intent or "")
     # A browser applies form-action also to where a form's answer redirects.
     onward = {_origin(url) for url in (session.success_url, session.cancel_url) if url}
@@ -109,14 +108,14 @@ def _session_page(simulator: Simulator, session: Session, told: str | None) -> R
         session=session,
         payment=payment,
         methods=methods(session),
-        told=told,
+        declined=declined,
         success_url=success_url(session),
     )
 
 
 def _origin(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # safe in a header: see ledger.check_url
 
 
 def _redirect(url: str) -> Response[bytes]:
