@@ -14,7 +14,7 @@ from app.domain import BookingStatus
 
 if TYPE_CHECKING:
     from app.catalogue import Catalogue
-    from app.domain import Booking, Slot
+    from app.domain import Booking, Payment, Slot
     from app.engine import Engine
 
 Shown = tuple["Booking", "Slot"]
@@ -86,7 +86,10 @@ def show(booking_id: UUID, as_json: bool) -> None:
     """Show a booking."""
     from app.cli.stores import with_engine
 
-    _print_one(with_engine(lambda engine: _read(engine, booking_id)), as_json)
+    async def read(engine: "Engine") -> tuple[Shown, "Payment | None"]:
+        return await _read(engine, booking_id), await engine.payments.of_booking(booking_id)
+
+    _print_one(*with_engine(read), as_json=as_json)
 
 
 @bookings.command()
@@ -105,7 +108,7 @@ def cancel(booking_id: UUID, yes: bool, as_json: bool) -> None:
 
     shown = with_engine(change)
     say(f"Cancelled; {shown[0].available_count} places of the slot are free of bookings now")
-    _print_one(shown, as_json)
+    _print_one(shown, None, as_json=as_json)
 
 
 async def _read(engine: "Engine", booking_id: UUID) -> Shown:
@@ -147,10 +150,13 @@ def _short(slot: "Slot") -> str:
     return f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
 
 
-def _print_one(shown: Shown, as_json: bool) -> None:
+def _print_one(shown: Shown, payment: "Payment | None", *, as_json: bool) -> None:
+    from app.cli import payments
+
     booking, slot = shown
     if as_json:
-        emit(describe(booking, slot))
+        paid = {"payment": payments.describe(payment)} if payment else {}
+        emit(describe(booking, slot) | paid)
         return
     customer = booking.customer
     lines = [
@@ -165,4 +171,6 @@ def _print_one(shown: Shown, as_json: bool) -> None:
     for name, at in (("Made", booking.created_at), ("Ends", booking.expires_at), ("Cancelled", booking.cancelled_at)):
         if at:
             lines.append((name, f"{at:%Y-%m-%d %H:%M:%S} UTC"))
+    if payment:
+        lines += payments.lines(payment)
     out().print(facts(*[line for line in lines if line[1]]))
