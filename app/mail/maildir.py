@@ -162,7 +162,8 @@ def _bytes(part: MIMEPart) -> bytes:
 def _text(part: MIMEPart | None) -> str:
     if part is None:
         return ""
+    content = _bytes(part).replace(b"\r\n", b"\n")
     try:
-        return _bytes(part).decode(part.get_content_charset("utf-8"), "replace")
+        return content.decode(part.get_content_charset("utf-8"), "replace")
     except LookupError:
-        return _bytes(part).decode("utf-8", "replace")
+        return content.decode("utf-8", "replace")

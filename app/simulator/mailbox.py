@@ -103,7 +103,10 @@ class _Keeper:
 def _end(conversation: SMTP) -> "asyncio.Task[None] | None":
     if conversation.transport is not None:
         conversation.transport.close()
-    return conversation._handler_coroutine
+    task = conversation._handler_coroutine
+    if task is not None:
+        task.cancel()  # one that waits for its peer would wait on
+    return task
 
 
 # -- the pages --------------------------------------------------------------------------------------------------------

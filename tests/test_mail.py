@@ -1,0 +1,706 @@
+"""E-mail: rendered, sent to a real SMTP server over a socket, and read back with the standard library's parser."""
+
+import asyncio
+import shutil
+import smtplib
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+import icalendar
+import msgspec
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
+
+from app.cli import cli
+from app.cli.failing import guarded
+from app.mail import maildir
+from app.mail.delivery import connection, send
+from app.mail.message import render
+from app.mail.money import money_text
+from app.mail.notice import MailRefused, MailServerAway, Money, Notice, NoticeVenue, Recipient, Refund
+from app.mail.text import one_line, when
+from app.simulator.mailbox import MAX_BYTES, routes, start_smtp
+from tests.test_imports import APP, imported
+
+pytestmark = pytest.mark.anyio
+
+SENDER = "City Tours <hello@tours.example>"
+BOOKING = UUID("01a1fc57-7a9e-7375-85a7-3e80348c053e")
+URL = "https://tours.example/booking/01a1fc57#token=secret&x=1"
+#: Patience that a right program never needs: a test that would wait for ever fails instead.
+FOR_EVER = 60
+
+
+def notice(**changes: Any) -> Notice:
+    known = Notice(
+        kind="confirmed",
+        booking_id=BOOKING,
+        venue=NoticeVenue("demo", "City Tours", "Europe/Berlin"),
+        resource_name="City walk",
+        starts_at=datetime(2026, 11, 28, 9, 0, tzinfo=UTC),
+        ends_at=datetime(2026, 11, 28, 10, 30, tzinfo=UTC),
+        quantity=2,
+        customer=Recipient("Ada Lovelace", "ada@example.com"),
+        price=Money(2500, "EUR"),
+        manage_url=URL,
+    )
+    return msgspec.structs.replace(known, **changes)
+
+
+async def sent(mail_dir: Path, message: EmailMessage) -> EmailMessage:
+    """Send a message to the development mailbox, and read what arrived."""
+    server = await start_smtp(mail_dir)
+    try:
+        await send(f"smtp://127.0.0.1:{server.port}", message)
+    finally:
+        await server.stop()
+    opened = maildir.open_letter(mail_dir, maildir.letters(mail_dir)[0].id)
+    assert opened
+    return message_from_bytes(opened.source, policy=policy.default)
+
+
+def body(message: EmailMessage, kind: str) -> str:
+    part = message.get_body((kind,))
+    assert part
+    return part.get_content().replace("\r\n", "\n")
+
+
+def event(message: EmailMessage) -> icalendar.Event:
+    (attached,) = message.iter_attachments()
+    assert attached.get_content_type() == "text/calendar"
+    assert attached.get_filename() == "booking.ics"
+    calendar = icalendar.Calendar.from_ical(attached.get_content())
+    assert calendar["METHOD"] == "PUBLISH"
+    assert calendar["PRODID"] == "-//Holdfast//Bookings//EN"
+    (one,) = calendar.walk("VEVENT")
+    return one
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+async def test_a_confirmation_arrives_as_text_html_and_calendar_entry(tmp_path):
+    message = await sent(tmp_path, render(notice(), SENDER, datetime(2026, 11, 21, 18, 0, 0, 5, tzinfo=UTC)))
+    assert message["From"] == SENDER
+    assert message["To"] == "ada@example.com"
+    assert message["Subject"] == "Confirmed: City walk, Sat 28 Nov 2026, 10:00"
+    assert message["Date"].datetime == datetime(2026, 11, 21, 18, 0, tzinfo=UTC)
+    assert message["Auto-Submitted"] == "auto-generated"
+    for kind in ("plain", "html"):
+        text = body(message, kind)
+        for said in (
+            "Hello Ada Lovelace,",
+            "Your 2 places are booked.",
+            "City walk",
+            "City Tours",
+            "Sat 28 Nov 2026, 10:00 \N{EN DASH} 11:30 CET (Europe/Berlin)",
+            "25.00 EUR",
+            str(BOOKING),
+        ):
+            assert said in text
+    assert URL in body(message, "plain")
+    assert f'href="{URL.replace("&", "&amp;")}"' in body(message, "html")
+    assert message.defects == []
+
+
+async def test_the_calendar_entry_is_in_utc_and_named_by_the_booking(tmp_path):
+    entry = event(await sent(tmp_path, render(notice(sequence=3), SENDER)))
+    assert entry["UID"] == f"{BOOKING}@holdfast"
+    assert entry["SEQUENCE"] == 3
+    assert entry["STATUS"] == "CONFIRMED"
+    assert entry["SUMMARY"] == "City walk · City Tours"
+    assert (entry.start, entry.end) == (notice().starts_at, notice().ends_at)
+    assert entry["DTSTART"].to_ical() == b"20261128T090000Z"
+    # Calendars are shared: the customer's link is not.
+    assert b"secret" not in entry.to_ical()
+
+
+async def test_a_cancellation_ends_the_same_entry_and_tells_of_the_money(tmp_path):
+    due = notice(kind="cancelled", sequence=1, refund=Refund("due", Money(2500, "EUR")))
+    message = await sent(tmp_path, render(due, SENDER))
+    entry = event(message)
+    assert (entry["UID"], entry["STATUS"], entry["SEQUENCE"]) == (f"{BOOKING}@holdfast", "CANCELLED", 1)
+    assert "You get 25.00 EUR back" in body(message, "plain")
+    waived = render(msgspec.structs.replace(due, refund=Refund("waived", Money(2500, "EUR"))), SENDER)
+    assert "is not refunded" in body(waived, "plain")
+    assert "back" not in body(waived, "plain")
+    free = render(notice(kind="cancelled", price=None), SENDER)
+    assert "EUR" not in body(free, "plain")
+    assert "refund" not in body(free, "plain")
+
+
+async def test_a_payment_that_came_too_late_has_no_calendar_entry(tmp_path):
+    late = notice(kind="refunded", refund=Refund("due", Money(1200, "JPY")), manage_url=None)
+    message = await sent(tmp_path, render(late, SENDER))
+    assert message["Subject"].startswith("Not booked, money returned: City walk")
+    assert "You get 1200 JPY back" in body(message, "html")
+    assert "Nothing is booked" in body(message, "plain")
+    assert "href" not in body(message, "html")
+    assert list(message.iter_attachments()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Ada\r\nBcc: everybody@example.com",
+        "Ada\nSubject: other",
+        "Ada\u2028Bcc: everybody@example.com",
+        "Ada\x00\x1b[31m\x85Bcc: everybody@example.com",
+        "=?utf-8?q?Ada=0D=0ABcc:_everybody=40example.com?=",
+        "=\u200b?utf-8?q?Ada=0D=0ABcc:_everybody=40example.com?=",
+        "=?utf-8?b?QWRhDQpCY2M6IGV2ZXJ5Ym9keUBleGFtcGxlLmNvbQ==?= =?utf-8?q?=0A?=",
+        "\u202eevil\u2066 \u200f",
+        "Zoë, Søren \N{PILE OF POO} <x@y.example>; \"quoted\" 'too' \\",
+        "👩‍👩‍👧‍👦" * 40,
+        "\ud800 half a character",
+        "עברית ועוד " * 15,
+        "x" * 200,
+        " ",
+    ],
+)
+async def test_a_name_writes_no_header_and_turns_no_line_around(tmp_path, name):
+    written = render(
+        notice(resource_name=name, customer=Recipient(name, "ada@example.com"), venue=NoticeVenue("v", name, "UTC")),
+        SENDER,
+    )
+    message = await sent(tmp_path, written)
+    assert set(message.keys()) == {
+        *("From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "Content-Language"),
+        *("MIME-Version", "Content-Type"),
+    }
+    assert [address.addr_spec for address in message["To"].addresses] == ["ada@example.com"]
+    assert message["Subject"].strip() == written["Subject"]
+    assert message["Subject"].endswith(", Sat 28 Nov 2026, 09:00")
+    assert event(message)["UID"] == f"{BOOKING}@holdfast"
+    for text in (message["Subject"], body(message, "plain"), body(message, "html"), str(event(message)["SUMMARY"])):
+        assert not set(text) & set("\u202e\u2066\u200f\u2028\x00\x1b\x85")
+    assert f"Hello {one_line(name) or 'there'},\n" in body(message, "plain")
+
+
+async def test_an_operators_name_writes_no_header_either(tmp_path):
+    sender = '"=?utf-8?q?Tours=0D=0ABcc:_everybody=40example.com?=, Zoë" <hello@tours.example>'
+    message = await sent(tmp_path, render(notice(), sender))
+    assert "Bcc" not in message
+    assert [address.addr_spec for address in message["From"].addresses] == ["hello@tours.example"]
+
+
+async def test_markup_in_names_is_text(tmp_path):
+    bad = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    many = notice(
+        resource_name=bad,
+        customer=Recipient(bad, "ada@example.com"),
+        venue=NoticeVenue("v", bad, "UTC"),
+        manage_url='https://x.example/"><script>alert(2)</script>',
+    )
+    message = await sent(tmp_path, render(many, SENDER))
+    html = body(message, "html")
+    assert "<script" not in html
+    assert "<img" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 3
+    assert bad in body(message, "plain")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "ada", "@example.com", "ada@", "ada@example.com\r\nBcc: x@example.com", "ada@example.com, x@example.com",
+     "Ada <ada@example.com>", "ada@example.com>", "adä@example.com", "a da@example.com", "ada@[",
+     '"a\r\nb"@example.com'],
+)  # fmt: skip
+async def test_what_is_no_address_is_refused_without_repeating_it(address):
+    with pytest.raises(MailRefused) as refused:
+        render(notice(customer=Recipient("Ada", address)), SENDER)
+    assert str(refused.value) == "the customer's e-mail address is none"
+    assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("start", "hours", "zone", "said"),
+    [
+        ("2026-10-25T00:30", 1, "Europe/Berlin", "Sun 25 Oct 2026, 02:30 CEST - 02:30 CET (Europe/Berlin)"),
+        ("2026-10-25T01:30", 1, "Europe/Berlin", "Sun 25 Oct 2026, 02:30 - 03:30 CET (Europe/Berlin)"),
+        ("2026-03-29T00:30", 1, "Europe/Berlin", "Sun 29 Mar 2026, 01:30 CET - 03:30 CEST (Europe/Berlin)"),
+        ("2026-07-01T22:00", 3, "America/New_York", "Wed 1 Jul 2026, 18:00 - 21:00 EDT (America/New_York)"),
+        ("2026-07-01T02:00", 3, "America/New_York",
+         "Tue 30 Jun 2026, 22:00 - Wed 1 Jul 2026, 01:00 EDT (America/New_York)"),
+        ("2026-07-01T02:00", 1, "Asia/Kathmandu", "Wed 1 Jul 2026, 07:45 - 08:45 UTC+0545 (Asia/Kathmandu)"),
+        ("2026-07-01T02:00", 1, "UTC", "Wed 1 Jul 2026, 02:00 - 03:00 UTC (UTC)"),
+    ],
+)  # fmt: skip
+async def test_times_are_told_in_the_zone_of_the_venue(start, hours, zone, said):
+    starts_at = datetime.fromisoformat(start).replace(tzinfo=UTC)
+    ends_at = starts_at + timedelta(hours=hours)
+    assert when(starts_at, ends_at, zone).replace("\N{EN DASH}", "-") == said
+    message = render(notice(starts_at=starts_at, ends_at=ends_at, venue=NoticeVenue("v", "V", zone)), SENDER)
+    assert when(starts_at, ends_at, zone) in body(message, "plain")
+    assert (event(message).start, event(message).end) == (starts_at, ends_at)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "said"),
+    [
+        (2500, "EUR", "25.00 EUR"),
+        (5, "usd", "0.05 USD"),
+        (0, "EUR", "0.00 EUR"),
+        (-150, "EUR", "-1.50 EUR"),
+        (1200, "JPY", "1200 JPY"),
+        (0, "KRW", "0 KRW"),
+        (12345, "KWD", "12.345 KWD"),
+        (7, "BHD", "0.007 BHD"),
+        (500, "ISK", "5.00 ISK"),
+        (500, "UGX", "5.00 UGX"),
+        (100_000_000_000_000, "EUR", "1000000000000.00 EUR"),
+    ],
+)
+async def test_amounts_have_the_decimals_of_their_currency(amount, currency, said):
+    assert money_text(Money(amount, currency)) == said
+
+
+async def test_the_same_notice_has_the_same_message_id_and_every_other_another():
+    def message_id(**changes: Any) -> str:
+        return render(notice(**changes), SENDER)["Message-ID"]
+
+    again = message_id(quantity=1, resource_name="Renamed since")
+    assert message_id() == again == f"<{BOOKING}.confirmed.0@tours.example>"
+    ids = {message_id(), message_id(kind="cancelled"), message_id(sequence=1), message_id(booking_id=UUID(int=1))}
+    assert len(ids) == 4
+
+
+async def test_a_notice_can_wait_in_a_queue():
+    due = notice(kind="cancelled", refund=Refund("due", Money(2500, "EUR")))
+    assert msgspec.json.decode(msgspec.json.encode(due), type=Notice) == due
+
+
+# -- how it leaves ----------------------------------------------------------------------------------------------------
+
+
+class Handler:
+    """A server that takes everything. Tests say what it answers instead."""
+
+    def __init__(self, **answers: str) -> None:
+        self.answers = answers
+        self.taken: list[bytes] = []
+        self.encrypted: list[bool] = []
+
+    async def handle_MAIL(self, server, session, envelope, address, options):  # noqa: N802
+        if "MAIL" not in self.answers:
+            envelope.mail_from = address
+        return self.answers.get("MAIL", "250 OK")
+
+    async def handle_RCPT(self, server, session, envelope, address, options):  # noqa: N802
+        if "RCPT" not in self.answers:
+            envelope.rcpt_tos.append(address)
+        return self.answers.get("RCPT", "250 OK")
+
+    async def handle_DATA(self, server, session, envelope):  # noqa: N802
+        self.taken.append(envelope.content)
+        self.encrypted.append(session.ssl is not None)
+        return self.answers.get("DATA", "250 OK")
+
+
+@asynccontextmanager
+async def serving(handler: Handler, **options: Any) -> AsyncIterator[int]:
+    loop, conversations = asyncio.get_running_loop(), []
+
+    def accept() -> SMTP:
+        conversations.append(SMTP(handler, hostname="localhost", loop=loop, **options))
+        return conversations[-1]
+
+    async with listening(accept) as port:
+        yield port
+        for each in conversations:
+            if each.transport:
+                each.transport.close()
+            each._handler_coroutine.cancel()
+        await asyncio.gather(*(each._handler_coroutine for each in conversations), return_exceptions=True)
+
+
+@asynccontextmanager
+async def listening(accept: Callable[[], Any]) -> AsyncIterator[int]:
+    server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "said"),
+    [
+        ({"RCPT": "550 5.1.1 ada@example.com: no such user"}, MailRefused, "the recipient: 550"),
+        ({"RCPT": "450 4.2.1 ada@example.com is busy"}, MailServerAway, "the recipient off: 450"),
+        ({"MAIL": "553 hello@tours.example may not"}, MailRefused, "the sender: 553"),
+        ({"MAIL": "451 later"}, MailServerAway, "the sender off: 451"),
+        ({"DATA": "554 5.7.1 ada@example.com does not want this"}, MailRefused, "the message: 554"),
+        ({"DATA": "452 4.3.1 no space"}, MailServerAway, "the message off: 452"),
+        ({"DATA": "421 closing"}, MailServerAway, "the message off: 421"),
+    ],
+)
+async def test_an_answer_tells_whether_to_try_again_and_names_nobody(answers, error, said):
+    async with serving(Handler(**answers)) as port, asyncio.timeout(FOR_EVER):
+        with pytest.raises(error, match=said) as failed:
+            await send(f"smtp://127.0.0.1:{port}", render(notice(), SENDER))
+    assert "@" not in str(failed.value)
+    assert failed.value.__context__ is None
+
+
+async def test_a_server_that_is_not_there_is_away(tmp_path):
+    server = await start_smtp(tmp_path)
+    await server.stop()
+    with pytest.raises(MailServerAway, match="cannot be reached"):
+        await send(f"smtp://127.0.0.1:{server.port}", render(notice(), SENDER))
+
+
+@pytest.mark.parametrize("url", ["smtp://a..b", f"smtp://{'x' * 70}.example", "smtps://no-such-host.invalid"])
+async def test_a_host_that_is_none_costs_no_message(url):
+    with pytest.raises(MailServerAway):
+        await send(url, render(notice(), SENDER))
+
+
+class Silent(asyncio.Protocol):
+    """A server that takes the connection and says at most its greeting."""
+
+    def __init__(self, greeting: bytes = b"") -> None:
+        self.greeting = greeting
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(self.greeting)
+
+    def eof_received(self) -> bool:
+        self.transport.close()
+        return False
+
+
+@pytest.mark.parametrize("greeting", [b"", b"220 hello\r\n", b"220-more follows\r\n"])
+async def test_a_server_that_says_nothing_is_given_up(greeting):
+    async with listening(lambda: Silent(greeting)) as port, asyncio.timeout(FOR_EVER):
+        with pytest.raises(MailServerAway, match="too slow"):
+            await send(f"smtp://127.0.0.1:{port}", render(notice(), SENDER), seconds=0.2)
+
+
+class Dripping(asyncio.Protocol):
+    """A server whose greeting never ends: no single wait is long."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.drip()
+
+    def drip(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"220-wait\r\n")
+            asyncio.get_running_loop().call_later(0.02, self.drip)
+
+
+async def test_all_waits_together_are_bounded():
+    async with listening(Dripping) as port, asyncio.timeout(FOR_EVER):
+        with pytest.raises(MailServerAway, match="too slow"):
+            await send(f"smtp://127.0.0.1:{port}", render(notice(), SENDER), seconds=0.2)
+
+
+async def test_a_server_that_hangs_after_it_took_the_message_has_taken_it(monkeypatch):
+    class NoGoodbye(SMTP):
+        async def smtp_QUIT(self, arg: str | None) -> None:  # noqa: N802
+            """Say nothing."""
+
+    monkeypatch.setattr("app.mail.delivery.QUIT_SECONDS", 0.05)
+    handler, conversations = Handler(), []
+
+    def accept() -> SMTP:
+        conversations.append(NoGoodbye(handler, hostname="localhost", loop=asyncio.get_running_loop()))
+        return conversations[-1]
+
+    async with listening(accept) as port, asyncio.timeout(FOR_EVER):
+        await send(f"smtp://127.0.0.1:{port}", render(notice(), SENDER))
+        await asyncio.gather(*(each._handler_coroutine for each in conversations), return_exceptions=True)
+    assert len(handler.taken) == 1
+
+
+async def test_a_login_with_a_quoted_password():
+    seen = []
+
+    def allow(server, session, envelope, mechanism, data):
+        seen.append((data.login, data.password))
+        return AuthResult(success=data.password == b"p@ss:/word", handled=False)
+
+    options = {"authenticator": allow, "auth_require_tls": False}
+    async with serving(handler := Handler(), **options) as port, asyncio.timeout(FOR_EVER):
+        user = f"{quote('me@tours.example', '')}:{quote('p@ss:/word', '')}"
+        await send(f"smtp://{user}@127.0.0.1:{port}", render(notice(), SENDER))
+        # A wrong password is the operator's to put right: no message is given up for it.
+        with pytest.raises(MailServerAway, match="does not let us in: 535"):
+            await send(f"smtp://me:wrong@127.0.0.1:{port}", render(notice(), SENDER))
+    assert seen[0] == (b"me@tours.example", b"p@ss:/word")
+    assert len(handler.taken) == 1
+
+
+async def test_a_password_leaves_the_machine_encrypted_or_not_at_all():
+    assert connection("smtp://mail.example") == {
+        **{"hostname": "mail.example", "port": 25, "username": None, "password": None},
+        **{"use_tls": False, "start_tls": None, "validate_certs": True},
+    }
+    with_user = connection("smtp://me:pw@mail.example:587")
+    assert (with_user["start_tls"], with_user["port"], with_user["validate_certs"]) == (True, 587, True)
+    implicit = connection("smtps://me:pw@mail.example")
+    assert (implicit["use_tls"], implicit["start_tls"], implicit["port"]) == (True, False, 465)
+    assert connection("smtp://localhost")["validate_certs"] is False
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if not (openssl := shutil.which("openssl")):
+        pytest.skip("openssl is not there to make a certificate")
+    folder = tmp_path_factory.mktemp("certificate")
+    key, made = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-keyout", key, "-out", made],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    return context
+
+
+async def test_starttls_is_used_when_it_is_offered(certificate):
+    async with serving(handler := Handler(), tls_context=certificate) as port, asyncio.timeout(FOR_EVER):
+        await send(f"smtp://localhost:{port}", render(notice(), SENDER))
+    assert handler.encrypted == [True]
+
+
+async def test_a_certificate_of_nobody_is_not_trusted_on_another_machine(certificate, monkeypatch):
+    monkeypatch.setattr("app.mail.delivery.THIS_MACHINE", set())
+    async with serving(handler := Handler(), tls_context=certificate) as port, asyncio.timeout(FOR_EVER):
+        with pytest.raises(MailServerAway, match="cannot be reached"):
+            await send(f"smtp://localhost:{port}", render(notice(), SENDER))
+    assert handler.taken == []
+
+
+# -- the development mailbox ------------------------------------------------------------------------------------------
+
+
+async def test_the_mailbox_keeps_the_newest_and_marks_repeats(tmp_path):
+    box = tmp_path / "home" / "mail"
+    for number in (1, 2, 1, 3):
+        maildir.keep(box, f"Message-ID: <{number}@x>\nSubject: {number}\n\nbody".encode(), kept=3)
+    found = maildir.letters(box)
+    assert [(letter.subject, letter.duplicate) for letter in found] == [("3", False), ("1", False), ("2", False)]
+    maildir.keep(box, b"Message-ID: <3@x>\nSubject: 3 again\n\nbody", kept=3)
+    assert [(letter.subject, letter.duplicate) for letter in maildir.letters(box)] == [
+        ("3 again", True),
+        ("3", False),
+        ("1", False),
+    ]
+    # It holds links that open bookings.
+    assert box.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (box / "new").iterdir())
+    assert list((box / "tmp").iterdir()) == []
+
+
+async def test_a_mail_program_may_read_the_mailbox_too(tmp_path):
+    id_ = maildir.keep(tmp_path, b"Subject: hello\n\nbody")
+    (tmp_path / "new" / f"{id_}.eml").rename(tmp_path / "cur" / f"{id_}.eml:2,S")
+    assert [letter.id for letter in maildir.letters(tmp_path)] == [id_]
+    opened = maildir.open_letter(tmp_path, id_)
+    assert opened
+    assert opened.text == "body"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"",
+        b"no header at all",
+        b"Subject: \xff\xfe\r\nFrom: <<<>>>,,\r\nTo: \"\r\nMessage-ID: [\r\n\r\n\xff",
+        b"Content-Type: text/plain; charset=no-such-charset\n\n\xe4",
+        b"Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/html; charset=utf-8\n\n<p>\xff",
+        b"Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: message/rfc822\n"
+        b"Content-Disposition: attachment; filename=\"../../etc/passwd\r\n\"\n\nSubject: inner\n\nhello\n--x--",
+        b"Content-Type: multipart/alternative\n\nwithout a boundary",
+        b"Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n####",
+    ],
+)  # fmt: skip
+async def test_broken_messages_are_shown_as_far_as_they_go(tmp_path, source):
+    id_ = maildir.keep(tmp_path, source)
+    async with AsyncTestClient(Litestar(routes(tmp_path), openapi_config=None)) as client:
+        for path in ("/mailbox", "/mailbox.json", f"/mailbox/{id_}", f"/mailbox/{id_}/source"):
+            assert (await client.get(path)).status_code == 200
+        opened = maildir.open_letter(tmp_path, id_)
+        assert opened
+        for number, file in enumerate(opened.attachments, 1):
+            answer = await client.get(f"/mailbox/{id_}/attachments/{number}")
+            assert answer.status_code == 200
+            assert "/" not in file.name
+            assert file.name in answer.headers["content-disposition"]
+
+
+async def test_the_pages_show_text_html_and_attachments(tmp_path):
+    await sent(tmp_path, render(notice(resource_name="<script>alert(1)</script>"), SENDER))
+    async with AsyncTestClient(Litestar(routes(tmp_path), openapi_config=None)) as client:
+        listed = (await client.get("/mailbox.json")).json()["data"]
+        assert [(letter["to"], letter["duplicate"]) for letter in listed] == [("ada@example.com", False)]
+        path = f"/mailbox/{listed[0]['id']}"
+        page = await client.get("/mailbox")
+        assert "Development mailbox" in page.text
+        assert f'href="{path}"' in page.text
+        shown = await client.get(path)
+        assert "Hello Ada Lovelace," in shown.text
+        assert f'<iframe src="{path}/html"' in shown.text
+        assert 'sandbox="allow-popups' in shown.text
+        for answer in (page, shown):
+            assert "<script" not in answer.text
+            assert "default-src 'none'; style-src 'sha256-" in answer.headers["content-security-policy"]
+        html = await client.get(f"{path}/html")
+        assert "<!doctype html>" in html.text
+        assert "default-src 'none'; style-src 'unsafe-inline'" in html.headers["content-security-policy"]
+        assert "script" not in html.headers["content-security-policy"]
+        assert "sandbox" in html.headers["content-security-policy"]
+        entry = await client.get(f"{path}/attachments/1")
+        assert entry.content.startswith(b"BEGIN:VCALENDAR")
+        assert entry.headers["content-disposition"] == 'attachment; filename="booking.ics"'
+        assert (await client.get(f"{path}/source")).content.startswith(b"From: City Tours")
+
+
+@pytest.mark.parametrize("path", ["x", "..%2F..%2Fetc%2Fpasswd", "20261121-000000-000000-000000"])
+async def test_what_is_not_in_the_mailbox_is_not_found(tmp_path, path):
+    maildir.keep(tmp_path, b"Subject: one\n\nbody")
+    async with AsyncTestClient(Litestar(routes(tmp_path), openapi_config=None)) as client:
+        for rest in ("", "/html", "/source", "/attachments/1"):
+            assert (await client.get(f"/mailbox/{path}{rest}")).status_code == 404
+        id_ = maildir.letters(tmp_path)[0].id
+        for rest in ("/html", "/attachments/1", "/attachments/0", "/attachments/-1"):
+            assert (await client.get(f"/mailbox/{id_}{rest}")).status_code == 404
+
+
+async def test_an_empty_mailbox_says_so(tmp_path):
+    async with AsyncTestClient(Litestar(routes(tmp_path / "none"), openapi_config=None)) as client:
+        assert "No e-mail yet" in (await client.get("/mailbox")).text
+        assert (await client.get("/mailbox.json")).json() == {"data": []}
+
+
+async def test_many_at_once_and_one_that_is_too_large(tmp_path):
+    server = await start_smtp(tmp_path)
+    url = f"smtp://127.0.0.1:{server.port}"
+    try:
+        await asyncio.gather(*(send(url, render(notice(sequence=number), SENDER)) for number in range(20)))
+        large = render(notice(), SENDER)
+        large.add_attachment(bytes(MAX_BYTES), maintype="application", subtype="octet-stream")
+        with pytest.raises(MailRefused, match="552"):
+            await send(url, large)
+    finally:
+        await server.stop()
+    assert len({letter.message_id for letter in maildir.letters(tmp_path)}) == 20
+
+
+async def test_stopping_ends_a_conversation_that_is_under_way(tmp_path):
+    server = await start_smtp(tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async with asyncio.timeout(FOR_EVER):
+        assert (await reader.readline()).startswith(b"220 ")
+        await server.stop()
+        assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_any_smtp_client_will_do(tmp_path):
+    server = await start_smtp(tmp_path)
+
+    def talk() -> None:
+        with smtplib.SMTP("127.0.0.1", server.port) as client:
+            client.sendmail("a@example.com", ["b@example.com"], b"Subject: plain\r\n\r\n.dots\r\n..more")
+
+    try:
+        await asyncio.to_thread(talk)
+    finally:
+        await server.stop()
+    (letter,) = maildir.letters(tmp_path)
+    opened = maildir.open_letter(tmp_path, letter.id)
+    assert opened
+    assert opened.text.splitlines() == [".dots", "..more"]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holdfast(tmp_path, monkeypatch, capsys):
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+        code = guarded(lambda: cli.main(["mail", *args], standalone_mode=False))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_where_no_demo_kept_anything_the_command_says_why(holdfast):
+    for args in (["list"], ["show"]):
+        code, out, err = holdfast(*args)
+        assert (code, out) == (3, "")
+        assert "No mailbox in" in err
+        assert "HOLDFAST_SMTP_URL" in err
+
+
+def test_an_empty_mailbox_is_no_failure_to_list(holdfast, tmp_path):
+    maildir.create(tmp_path / "mail")
+    assert holdfast("list") == (0, "", "No e-mail yet\n")
+    assert holdfast("show")[0] == 3
+
+
+def test_the_command_lists_and_shows(holdfast, tmp_path):
+    first = maildir.keep(tmp_path / "mail", render(notice(), SENDER).as_bytes())
+    second = maildir.keep(tmp_path / "mail", render(notice(), SENDER).as_bytes())
+    code, out, _ = holdfast("list", "--json")
+    listed = msgspec.json.decode(out)["data"]
+    assert (code, [(letter["id"], letter["duplicate"]) for letter in listed]) == (0, [(second, True), (first, False)])
+    code, out, _ = holdfast("list")
+    assert code == 0
+    assert "sent again" in out
+    code, out, _ = holdfast("show")
+    assert code == 0
+    assert "What:    City walk" in out
+    assert URL in out
+    assert "booking.ics (text/calendar," in out
+    code, out, _ = holdfast("show", first, "--json")
+    shown = msgspec.json.decode(out)
+    assert (shown["id"], shown["duplicate"], shown["attachments"][0]["name"]) == (first, False, "booking.ics")
+    code, out, _ = holdfast("show", "latest", "--ics")
+    assert code == 0
+    assert out.replace("\r", "").startswith("BEGIN:VCALENDAR\n")
+    assert holdfast("show", "no-such-id")[0] == 3
+
+
+def test_the_command_gives_a_terminal_no_orders(holdfast, tmp_path):
+    maildir.keep(
+        tmp_path / "mail", b"Subject: [red]x[/red] \x1b[2J\nTo: a@example.com\n\nhello \x1b]0;title\x07 \xc2\x9b there"
+    )
+    for args in (["list"], ["show"]):
+        code, out, _ = holdfast(*args)
+        assert code == 0
+        assert "[red]x[/red]" in out
+        assert not set(out) & {"\x1b", "\x07", "\x9b"}
+    assert holdfast("show", "--ics")[0] == 3
+
+
+@pytest.mark.parametrize("module", sorted((APP / "mail").glob("*.py")), ids=lambda path: path.stem)
+def test_mail_knows_neither_store_nor_use_case(module):
+    assert imported(module) <= {"mail"}
+
+
+def test_the_http_workers_pay_for_none_of_it():
+    heavy = "{'jinja2', 'icalendar', 'aiosmtplib', 'aiosmtpd'}"
+    code = f"import sys, app.main, app.cli, app.mail.notice; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
