@@ -12,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import procrastinate
 import psycopg
@@ -26,6 +27,7 @@ from app.gateway import Unclear
 from app.ledger import LOCK_TIMEOUT_MS
 from app.mail.notice import MailServerAway
 from app.telemetry import JOBS
+from app.webhooks import deliveries
 
 log = structlog.get_logger()
 Row = Any
@@ -36,6 +38,8 @@ OPTIONS = f"-c search_path=jobs,public -c TimeZone=UTC -c lock_timeout={LOCK_TIM
 TURN_SECONDS = 0.5
 #: Events and Stripe's news taken on in one turn.
 EVENTS_PER_TURN = 500
+#: Deliveries to venues' own systems handed out in one turn.
+DELIVERIES_PER_TURN = 50
 #: A worker that has not been heard of for so long is dead, and its jobs are done again.
 STALLED_SECONDS = 15.0
 HEARTBEAT_SECONDS = 3.0
@@ -91,6 +95,7 @@ class Relay:
         wanted = [job for event in events for job in _following(event, self._engine)]
         for task, lock, arguments in wanted:
             await self._defer(connection, task, lock, arguments)
+        await deliveries.enqueue(connection, [event.seq for event in events])
         await cursor.execute(
             "UPDATE event_readers SET xid = %s::xid8, seq = %s WHERE name = 'jobs'", (events[-1].xid, events[-1].seq)
         )
@@ -120,6 +125,11 @@ class Relay:
             await self._once(f"{what}_payment", payment_id=str(payment_id))
         for payment_id in await self._engine.payments.overdue_refunds():
             await self._once("refund_payment", payment_id=str(payment_id))
+
+    async def send_webhooks(self) -> None:
+        """Queue the deliveries to venues' own systems whose time has come; each is handed out to one worker."""
+        for delivery_id in await deliveries.due(self._engine.ledger, DELIVERIES_PER_TURN):
+            await self._queue.configure_task("deliver_webhook").defer_async(delivery_id=str(delivery_id))
 
     async def _once(self, task: str, payment_id: str) -> None:
         lock = f"{task}:{payment_id}"
@@ -167,8 +177,15 @@ def queue(engine: Engine) -> procrastinate.App:
     task("look_payment", lambda payment_id: checkout.look(engine, payment_id))
     task("close_payment", lambda payment_id: checkout.close(engine, payment_id))
     task("refund_payment", lambda payment_id: checkout.refund(engine, payment_id))
+    task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
     task("send_mail", lambda kind, booking_id: notices.send(engine, kind, booking_id))
     return found
+
+
+async def _deliver(engine: Engine, delivery_id: UUID) -> str:
+    """Attempt a delivery. Its next attempt, if there is one, comes round by its own time and not by that of the job."""
+    allow_private = not engine.settings.production
+    return (await deliveries.deliver(engine.ledger, delivery_id, allow_private=allow_private)).word
 
 
 # -- the loops --------------------------------------------------------------------------------------------------------
@@ -186,6 +203,7 @@ async def relaying(engine: Engine, waiting: procrastinate.App) -> None:
             async with connector.pool.connection() as connection:
                 queued = await relay.turn(connection)
             await relay.look_after_payments()
+            await relay.send_webhooks()
         except Exception as error:
             _tell("relay_postponed", error)
         if queued < EVENTS_PER_TURN:

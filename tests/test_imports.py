@@ -29,8 +29,12 @@ ALLOWED = {
     "booking": {"domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "checkout": {"booking", "domain", "engine", "errors", "gateway", "ledger", "payments", "telemetry", "tokens"},
     "notices": {"domain", "engine", "mail", "payments", "telemetry"},
-    "jobs": {"checkout", "engine", "errors", "gateway", "ledger", "mail", "notices", "telemetry"},
+    "jobs": {"checkout", "engine", "errors", "gateway", "ledger", "mail", "notices", "telemetry", "webhooks"},
     "worker": {"engine", "jobs", "settings"},
+}
+#: Packages, each as a whole.
+ALLOWED_OF_PACKAGES = {
+    "webhooks": {"errors", "ledger", "tokens", "webhooks"},
 }
 TOP = {"main", "api", "cli"}
 
@@ -55,6 +59,12 @@ def modules() -> list[str]:
 def test_imports_go_one_way(module):
     assert module in ALLOWED, "a new module: say here what it may know"
     assert imported(APP / f"{module}.py") <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("package", ALLOWED_OF_PACKAGES)
+def test_packages_are_as_narrow(package):
+    for path in (APP / package).rglob("*.py"):
+        assert imported(path) <= ALLOWED_OF_PACKAGES[package], path
 
 
 @pytest.mark.parametrize("package", ["api", "cli", "simulator"])
