@@ -516,6 +516,14 @@ async def test_a_fault_meets_so_many_requests_and_does_nothing(simulator, client
     assert (await create(client)).status == "open"
 
 
+async def test_a_request_meets_one_fault_at_most(simulator, client):
+    simulator.fault("sessions.create", "timeout", seconds=0.01)
+    simulator.fault("sessions.create", "500")
+    assert (await create(client)).status == "open"
+    with pytest.raises(stripe.APIError):
+        await create(client)
+
+
 async def test_faults_of_one_operation_leave_the_others_alone(simulator, client):
     session = await create(client)
     simulator.fault("sessions.expire", "500")
@@ -862,6 +870,17 @@ async def test_the_page_runs_and_loads_nothing_of_others(simulator, client):
     assert "form-action 'self' https://shop.example;" in policy
     assert re.findall(r'(?:src|href)="([^"]+)"', answer.text) == ["/pay.css", "data:,"]
     assert "color-scheme: light dark" in see(f"{simulator.url}/pay.css").text
+
+
+def test_only_its_own_names_lead_to_it(simulator):
+    for host, status in (
+        ("localhost", 200),
+        ("127.0.0.1:80", 200),
+        ("shop.example", 421),
+        ("[", 421),
+        ("127.0.0.1.example", 421),
+    ):
+        assert simulator.http.get(f"{simulator.url}/", headers={"Host": host}).status_code == status
 
 
 async def test_every_answer_says_that_it_is_simulated(simulator, client):

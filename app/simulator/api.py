@@ -3,7 +3,7 @@
 import base64
 import binascii
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,11 +23,10 @@ from app.simulator.idempotency import Idempotency, fingerprint
 from app.simulator.ledger import Ledger
 from app.simulator.objects import Json
 from app.simulator.params import Created, EventPage, Nothing, Page, RefundPage, RefundParams, SessionPage, SessionParams
-from app.simulator.state import Books
+from app.simulator.state import Books, Event, Refund, Session
 
 Asking = Request[Any, Any, Any]
 One = TypeVar("One")
-Listed = TypeVar("Listed", bound=Page)
 #: Done after the parameters were found good: what of it fails is a result, and kept like one.
 Execute = Callable[[], Any]
 
@@ -142,7 +141,9 @@ async def _carry_out(simulator: Simulator, call: Call, prepare: Callable[[], Exe
         if call.fault and call.fault.fault == "timeout":
             await simulator.faults.pause(call.pause)
         idempotency.count(call.key, call.operation, executed=True)
-        status, body = _executed(simulator, call.operation, execute)
+        # A request meets one fault at most.
+        inner = None if call.fault else simulator.faults.take(call.operation, executing=True)
+        status, body = _executed(simulator, inner, execute)
         idempotency.keep(call.key, call.asked, status, body)
     if call.fault and call.fault.fault == "late_reply":
         simulator.books.save()  # whoever asks meanwhile finds it done
@@ -150,8 +151,7 @@ async def _carry_out(simulator: Simulator, call: Call, prepare: Callable[[], Exe
     return Answer(status, body)
 
 
-def _executed(simulator: Simulator, operation: str, execute: Execute) -> tuple[int, bytes]:
-    fault = simulator.faults.take(operation, executing=True)
+def _executed(simulator: Simulator, fault: Fault | None, execute: Execute) -> tuple[int, bytes]:
     try:
         if fault and fault.fault != "500_after":
             faults.refuse(fault.fault)
@@ -206,17 +206,19 @@ async def list_sessions(request: Asking) -> Response[bytes]:
 
     def prepare(simulator: Simulator, params: dict[str, Any]) -> Execute:
         asked = forms.read(params, SessionPage)
-        found = [
-            session
-            for session in simulator.books.state.sessions.values()
-            if asked.payment_intent in (None, session.payment_intent)
-            and asked.status in (None, session.status)
-            and _within(asked.created, session.created)
-        ]
-        url = simulator.ledger.public_url
-        return lambda: _page(
-            simulator, found, asked, "/v1/checkout/sessions", lambda session: objects.session(session, url)
-        )
+
+        def fits(session: Session) -> bool:
+            return (
+                asked.payment_intent in (None, session.payment_intent)
+                and asked.status in (None, session.status)
+                and _within(asked.created, session.created)
+            )
+
+        def shown(session: Session) -> Json:
+            return objects.session(session, simulator.ledger.public_url)
+
+        sessions = simulator.books.state.sessions
+        return lambda: _page(simulator, sessions, fits, asked, shown, url="/v1/checkout/sessions")
 
     return await answered(request, "sessions.list", prepare)
 
@@ -289,14 +291,16 @@ async def list_refunds(request: Asking) -> Response[bytes]:
 
     def prepare(simulator: Simulator, params: dict[str, Any]) -> Execute:
         asked = forms.read(params, RefundPage)
-        found = [
-            refund
-            for refund in simulator.books.state.refunds.values()
-            if asked.payment_intent in (None, refund.payment_intent)
-            and asked.charge in (None, refund.charge)
-            and _within(asked.created, refund.created)
-        ]
-        return lambda: _page(simulator, found, asked, "/v1/refunds", objects.refund)
+
+        def fits(refund: Refund) -> bool:
+            return (
+                asked.payment_intent in (None, refund.payment_intent)
+                and asked.charge in (None, refund.charge)
+                and _within(asked.created, refund.created)
+            )
+
+        refunds = simulator.books.state.refunds
+        return lambda: _page(simulator, refunds, fits, asked, objects.refund, url="/v1/refunds")
 
     return await answered(request, "refunds.list", prepare)
 
@@ -325,15 +329,17 @@ async def list_events(request: Asking) -> Response[bytes]:
     def prepare(simulator: Simulator, params: dict[str, Any]) -> Execute:
         asked = forms.read(params, EventPage)
         types = set(asked.types) | ({asked.type} if asked.type else set())
-        found = [
-            event
-            for event in simulator.books.state.events.values()
-            if (not types or event.type in types)
-            # Whom nobody listens to was told to all who do.
-            and asked.delivery_success in (None, event.delivery in ("delivered", "none"))
-            and _within(asked.created, event.created)
-        ]
-        return lambda: _page(simulator, found, asked, "/v1/events", objects.event)
+
+        def fits(event: Event) -> bool:
+            return (
+                (not types or event.type in types)
+                # Where nobody listens, all who do were told.
+                and asked.delivery_success in (None, event.delivery in ("delivered", "none"))
+                and _within(asked.created, event.created)
+            )
+
+        events = simulator.books.state.events
+        return lambda: _page(simulator, events, fits, asked, objects.event, url="/v1/events")
 
     return await answered(request, "events.list", prepare)
 
@@ -369,10 +375,18 @@ def _within(created: Created | None, at: int) -> bool:
     )
 
 
-def _page(simulator: Simulator, found: Iterable[Any], asked: Page, url: str, shown: Callable[[Any], Json]) -> Json:
-    """Cut a page out of what was found, oldest first, and turn it round."""
-    newest_first = list(found)[::-1]
-    ids = [one.id for one in newest_first]
+def _page(
+    simulator: Simulator,
+    things: dict[str, One],
+    fits: Callable[[One], bool],
+    asked: Page,
+    shown: Callable[[One], Json],
+    *,
+    url: str,
+) -> Json:
+    """Cut a page out of the things that fit. The books have the oldest first, Stripe's lists the newest."""
+    newest_first = [(identifier, thing) for identifier, thing in things.items() if fits(thing)][::-1]
+    ids = [identifier for identifier, _ in newest_first]
     for cursor in (asked.starting_after, asked.ending_before):
         if cursor is not None and cursor not in ids:
             raise missing("object in this list", cursor, "starting_after", 400)
@@ -382,7 +396,7 @@ def _page(simulator: Simulator, found: Iterable[Any], asked: Page, url: str, sho
     else:
         rest = newest_first[ids.index(asked.starting_after) + 1 :] if asked.starting_after else newest_first
         page, has_more = rest[: asked.limit], len(rest) > asked.limit
-    listed = objects.listed([shown(one) for one in page], url, has_more=has_more)
+    listed = objects.listed([shown(thing) for _, thing in page], url, has_more=has_more)
     objects.expand(listed, asked.expand, simulator.books.state)
     return listed
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Se
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import uvicorn
@@ -26,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.settings import MIN_WEBHOOK_SECRET_LENGTH, SettingsError
 from app.simulator import api, control, objects, pages
-from app.simulator.api import CUT, Asking, Simulator
+from app.simulator.api import CUT, Asking, Simulator, simulator_of
 from app.simulator.delivery import Delivery
 from app.simulator.forms import StripeError
 from app.simulator.idempotency import Idempotency
@@ -110,6 +111,7 @@ def create_simulator(setup: Setup, smtp: socket.socket | None = None) -> ASGIApp
     app = Litestar(
         route_handlers=[alive, *api.ROUTES, *control.ROUTES, *pages.ROUTES, *_mailbox_routes(setup.mail_dir)],
         lifespan=[lifespan],
+        before_request=_by_our_name,
         exception_handlers={StripeError: _refused, HTTPException: _refused_by_litestar, Exception: _broken},
         openapi_config=None,
         request_max_body_size=MAX_BODY,
@@ -118,6 +120,21 @@ def create_simulator(setup: Setup, smtp: socket.socket | None = None) -> ASGIApp
         debug=False,
     )
     return _Honest(app, ledger)
+
+
+async def _by_our_name(request: Asking) -> None:
+    """Refuse whom a foreign name brought here: a page of its owner, in a browser of this machine, could read e-mails.
+
+    Raises:
+        StripeError
+    """
+    # Asynchronous, though it awaits nothing: any other hook costs every request a trip through a thread.
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:  # brackets that hold no address
+        host = ""
+    if not is_loopback(host) and host != urlsplit(simulator_of(request).ledger.public_url).hostname:
+        raise StripeError(421, "This simulator does not go by that name.")
 
 
 def _mailbox_routes(mail_dir: Path | None) -> Sequence[HTTPRouteHandler]:
