@@ -65,13 +65,147 @@ resources = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("one_at_a_time", sa.Boolean, sa.Computed("kind <> 'event'", persisted=True), nullable=False),
     _at("created_at", default=True),
+    _at("slots_due_at", nullable=True),
+    sa.Column("schedule_version", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.PrimaryKeyConstraint("id", name="resources_pkey"),
     sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="resources_of_a_venue"),
     sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="resources_name_length"),
     sa.CheckConstraint("kind IN ('person', 'place', 'event')", name="resources_kind_known"),
     sa.UniqueConstraint("no", name="resources_no_unique"),
     sa.UniqueConstraint("id", "venue_id", "no", "one_at_a_time", name="resources_identity_for_slots"),
+    sa.UniqueConstraint("id", "venue_id", name="resources_identity_for_services"),
     sa.Index("resources_by_venue", "venue_id", "created_at"),
+    sa.Index("resources_by_slots_due", "slots_due_at", postgresql_where=sa.text("slots_due_at IS NOT NULL")),
+)
+
+services = sa.Table(
+    "services",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("duration_minutes", sa.Integer, nullable=False),
+    sa.Column("buffer_minutes", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("capacity", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("price_amount", sa.BigInteger),
+    sa.Column("price_currency", sa.Text),
+    sa.Column("active", sa.Boolean, nullable=False, server_default=sa.true()),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("id", name="services_pkey"),
+    sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="services_of_a_venue"),
+    sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="services_name_length"),
+    sa.CheckConstraint("duration_minutes BETWEEN 1 AND 44640", name="services_duration_range"),
+    sa.CheckConstraint("buffer_minutes BETWEEN 0 AND 1440", name="services_buffer_range"),
+    sa.CheckConstraint("capacity BETWEEN 1 AND 100000", name="services_capacity_range"),
+    sa.CheckConstraint("(price_amount IS NULL) = (price_currency IS NULL)", name="services_price_whole"),
+    sa.CheckConstraint("price_amount BETWEEN 0 AND 1000000000", name="services_price_range"),
+    sa.CheckConstraint("price_currency ~ '^[A-Z]{3}$'", name="services_price_currency_form"),
+    sa.UniqueConstraint("id", "venue_id", name="services_identity_for_others"),
+    sa.Index("services_by_venue", "venue_id", "created_at"),
+)
+
+service_resources = sa.Table(
+    "service_resources",
+    metadata,
+    sa.Column("service_id", sa.Uuid, nullable=False),
+    sa.Column("resource_id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.PrimaryKeyConstraint("service_id", "resource_id", name="service_resources_pkey"),
+    sa.ForeignKeyConstraint(
+        ["service_id", "venue_id"], ["services.id", "services.venue_id"], name="service_resources_of_a_service"
+    ),
+    sa.ForeignKeyConstraint(
+        ["resource_id", "venue_id"], ["resources.id", "resources.venue_id"], name="service_resources_of_a_resource"
+    ),
+)
+
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("resource_id", sa.Uuid, nullable=False),
+    sa.Column("step_minutes", sa.Integer, nullable=False),
+    sa.Column("from_date", sa.Date, nullable=False),
+    sa.Column("to_date", sa.Date),
+    sa.Column("notice_minutes", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("horizon_days", sa.Integer, nullable=False, server_default=sa.text("60")),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("id", name="schedules_pkey"),
+    sa.ForeignKeyConstraint(
+        ["resource_id", "venue_id"], ["resources.id", "resources.venue_id"], name="schedules_of_a_resource"
+    ),
+    sa.CheckConstraint("step_minutes BETWEEN 5 AND 1440", name="schedules_step_range"),
+    sa.CheckConstraint("to_date >= from_date", name="schedules_dates_in_order"),
+    sa.CheckConstraint("notice_minutes BETWEEN 0 AND 525600", name="schedules_notice_range"),
+    sa.CheckConstraint("horizon_days BETWEEN 1 AND 366", name="schedules_horizon_range"),
+    sa.UniqueConstraint("id", "resource_id", name="schedules_identity_for_services"),
+    sa.Index("schedules_by_resource", "resource_id", "created_at"),
+    sa.Index("schedules_by_venue", "venue_id", "created_at"),
+)
+
+schedule_services = sa.Table(
+    "schedule_services",
+    metadata,
+    sa.Column("schedule_id", sa.Uuid, nullable=False),
+    sa.Column("service_id", sa.Uuid, nullable=False),
+    sa.Column("resource_id", sa.Uuid, nullable=False),
+    sa.PrimaryKeyConstraint("schedule_id", "service_id", name="schedule_services_pkey"),
+    sa.ForeignKeyConstraint(
+        ["schedule_id", "resource_id"],
+        ["schedules.id", "schedules.resource_id"],
+        ondelete="CASCADE",
+        name="schedule_services_of_a_schedule",
+    ),
+    sa.ForeignKeyConstraint(
+        ["service_id", "resource_id"],
+        ["service_resources.service_id", "service_resources.resource_id"],
+        ondelete="CASCADE",
+        name="schedule_services_offered_by_its_resource",
+    ),
+    sa.Index("schedule_services_by_service", "service_id", "resource_id"),
+)
+
+_WITHIN_A_DAY = "0 <= opens AND opens < closes AND closes <= 1440"
+
+schedule_hours = sa.Table(
+    "schedule_hours",
+    metadata,
+    sa.Column("schedule_id", sa.Uuid, nullable=False),
+    sa.Column("weekday", sa.Integer, nullable=False),
+    sa.Column("opens", sa.Integer, nullable=False),
+    sa.Column("closes", sa.Integer, nullable=False),
+    sa.PrimaryKeyConstraint("schedule_id", "weekday", "opens", name="schedule_hours_pkey"),
+    sa.ForeignKeyConstraint(["schedule_id"], ["schedules.id"], ondelete="CASCADE", name="schedule_hours_of_a_schedule"),
+    sa.CheckConstraint("weekday BETWEEN 1 AND 7", name="schedule_hours_weekday_known"),
+    sa.CheckConstraint(_WITHIN_A_DAY, name="schedule_hours_within_a_day"),
+)
+
+schedule_exceptions = sa.Table(
+    "schedule_exceptions",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("schedule_id", sa.Uuid, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("from_date", sa.Date, nullable=False),
+    sa.Column("to_date", sa.Date, nullable=False),
+    sa.Column("opens", sa.Integer),
+    sa.Column("closes", sa.Integer),
+    sa.Column("note", sa.Text),
+    _at("created_at", default=True),
+    sa.PrimaryKeyConstraint("id", name="schedule_exceptions_pkey"),
+    sa.ForeignKeyConstraint(
+        ["schedule_id"], ["schedules.id"], ondelete="CASCADE", name="schedule_exceptions_of_a_schedule"
+    ),
+    sa.CheckConstraint("kind IN ('off', 'extra')", name="schedule_exceptions_kind_known"),
+    sa.CheckConstraint("to_date BETWEEN from_date AND from_date + 366", name="schedule_exceptions_dates_in_order"),
+    sa.CheckConstraint(_WITHIN_A_DAY, name="schedule_exceptions_within_a_day"),
+    sa.CheckConstraint(
+        "(opens IS NULL) = (closes IS NULL) AND (opens IS NOT NULL OR kind = 'off')",
+        name="schedule_exceptions_hours_whole",
+    ),
+    sa.CheckConstraint("char_length(note) BETWEEN 1 AND 200", name="schedule_exceptions_note_length"),
+    sa.Index("schedule_exceptions_by_schedule", "schedule_id", "from_date"),
 )
 
 slots = sa.Table(
@@ -93,11 +227,18 @@ slots = sa.Table(
     sa.Column("price_amount", sa.BigInteger),
     sa.Column("price_currency", sa.Text),
     _at("created_at", default=True),
+    _at("occupied_until"),
+    _at("closes_at", nullable=True),
+    sa.Column("made_by_schedule", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("closed_by_schedule", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.PrimaryKeyConstraint("id", name="slots_pkey"),
     sa.ForeignKeyConstraint(
         ["resource_id", "venue_id", "resource_no", "one_at_a_time"],
         ["resources.id", "resources.venue_id", "resources.no", "resources.one_at_a_time"],
         name="slots_of_a_resource",
+    ),
+    sa.ForeignKeyConstraint(
+        ["service_id", "venue_id"], ["services.id", "services.venue_id"], name="slots_of_a_service"
     ),
     sa.CheckConstraint(
         "ends_at > starts_at AND ends_at <= starts_at + interval '31 days'", name="slots_end_after_start"
@@ -109,9 +250,32 @@ slots = sa.Table(
     sa.CheckConstraint("(price_amount IS NULL) = (price_currency IS NULL)", name="slots_price_whole"),
     sa.CheckConstraint("price_amount BETWEEN 0 AND 1000000000", name="slots_price_range"),
     sa.CheckConstraint("price_currency ~ '^[A-Z]{3}$'", name="slots_price_currency_form"),
+    sa.CheckConstraint(
+        "occupied_until >= ends_at AND occupied_until <= ends_at + interval '1 day'",
+        name="slots_occupied_until_after_end",
+    ),
+    sa.CheckConstraint("closes_at < starts_at", name="slots_close_before_start"),
+    sa.CheckConstraint(
+        "NOT closed_by_schedule OR made_by_schedule AND status = 'closed'", name="slots_closed_by_schedule_is_closed"
+    ),
     sa.UniqueConstraint("id", "exclusive", "venue_id", name="slots_identity_for_bookings"),
     sa.Index("slots_by_venue_time", "venue_id", "starts_at", "id"),
     sa.Index("slots_by_resource_time", "resource_id", "starts_at", "id"),
+    sa.Index(
+        "slots_by_service_time",
+        "service_id",
+        "starts_at",
+        "id",
+        postgresql_where=sa.text("service_id IS NOT NULL"),
+    ),
+    sa.Index(
+        "slots_by_offer_time",
+        "resource_id",
+        "service_id",
+        "starts_at",
+        "id",
+        postgresql_where=sa.text("service_id IS NOT NULL"),
+    ),
 )
 
 bookings = sa.Table(
