@@ -38,6 +38,7 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
     assert document["openapi"].startswith("3.1")
     assert sorted((method.upper(), path) for method, path, _ in operations(document)) == [
         ("DELETE", "/v1/holds/{hold_id}"),
+        ("DELETE", "/v1/webhook-endpoints/{endpoint_id}"),
         ("GET", "/v1/bookings"),
         ("GET", "/v1/bookings/{booking_id}"),
         ("GET", "/v1/events"),
@@ -47,6 +48,8 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("GET", "/v1/slots/{slot_id}"),
         ("GET", "/v1/venues"),
         ("GET", "/v1/venues/{slug}"),
+        ("GET", "/v1/webhook-deliveries"),
+        ("GET", "/v1/webhook-endpoints"),
         ("PATCH", "/v1/slots/{slot_id}"),
         ("PATCH", "/v1/venues/{slug}"),
         ("POST", "/v1/bookings"),
@@ -57,6 +60,9 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("POST", "/v1/resources"),
         ("POST", "/v1/slots"),
         ("POST", "/v1/venues"),
+        ("POST", "/v1/webhook-deliveries/{delivery_id}/redeliver"),
+        ("POST", "/v1/webhook-endpoints"),
+        ("POST", "/v1/webhook-endpoints/{endpoint_id}/rotate"),
         ("POST", "/v1/webhooks/stripe"),
     ]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from litestar import HttpMethod, Response, route
 from litestar.handlers import HTTPRouteHandler
 
-from app.api import machines, operators, payments, problems, public
+from app.api import machines, operators, payments, problems, public, webhooks
 
 
 def _options(handlers: Iterable[HTTPRouteHandler]) -> Iterator[HTTPRouteHandler]:
@@ -26,6 +26,8 @@ def _allowing(path: str, methods: str) -> HTTPRouteHandler:
     return allowed
 
 
-_HANDLERS = [*public.ROUTES, *payments.ROUTES, *operators.ROUTES, *machines.ROUTES, problems.describe]
+_HANDLERS = [
+    *public.ROUTES, *payments.ROUTES, *operators.ROUTES, *webhooks.ROUTES, *machines.ROUTES, problems.describe,
+]  # fmt: skip
 #: Litestar adds its own answer to a path that has none yet: ours come first.
 ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -14,7 +14,7 @@ from litestar.params import FromPath
 from app.api import wire
 from app.api.answers import Answer
 from app.domain import Alternatives
-from app.errors import BookingNotFound, HoldNotFound, InvalidRequest, Problem, SlotNotFound
+from app.errors import BookingNotFound, HoldNotFound, InvalidRequest, NotFound, Problem, SlotNotFound
 from app.telemetry import request_id
 
 log = structlog.get_logger()
@@ -36,7 +36,13 @@ _DETAILS = {
 }
 
 
-_THINGS = {"slot_id": SlotNotFound, "hold_id": HoldNotFound, "booking_id": BookingNotFound}
+_THINGS = {
+    "slot_id": SlotNotFound,
+    "hold_id": HoldNotFound,
+    "booking_id": BookingNotFound,
+    "endpoint_id": NotFound,
+    "delivery_id": NotFound,
+}
 
 
 def render(_: Request[Any, Any, Any] | None, problem: Problem) -> Answer:

@@ -20,6 +20,7 @@ import structlog
 
 from app.errors import Conflict, NotFound
 from app.ledger import Ledger
+from app.webhooks.endpoints import venue_id_of
 from app.webhooks.sending import Answer, Message, headers, send
 from app.webhooks.target import Resolver, by_system
 
@@ -286,15 +287,20 @@ async def _bury(
 async def listed(
     ledger: Ledger, which: DeliveryFilter, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[Delivery]:
-    """List deliveries, the newest first, behind a position."""
+    """List deliveries, the newest first, behind a position.
+
+    Raises:
+        VenueNotFound
+    """
+    venue_id = await venue_id_of(ledger, which.venue) if which.venue is not None else None
     rows = await ledger.repeatable(
         f"SELECT {_COLUMNS} FROM {_JOINED}"  # noqa: S608 constants of this module
-        " WHERE (%(venue)s::text IS NULL OR w.venue_id = (SELECT id FROM venues WHERE slug = %(venue)s))"
+        " WHERE (%(venue)s::uuid IS NULL OR w.venue_id = %(venue)s)"
         "   AND (%(status)s::text IS NULL OR d.status = %(status)s)"
         "   AND (%(at)s::timestamptz IS NULL OR (d.created_at, d.id) < (%(at)s, %(id)s))"
         " ORDER BY d.created_at DESC, d.id DESC LIMIT %(limit)s",
         {
-            "venue": which.venue,
+            "venue": venue_id,
             "status": which.status,
             "at": after[0] if after else None,
             "id": after[1] if after else None,

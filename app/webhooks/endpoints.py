@@ -23,6 +23,8 @@ MOST_PER_VENUE = 20
 #: While a secret is rotated, the old one signs as well for so long: time enough to tell the receiver the new one.
 ROTATION_HOURS = 24
 SECRET_BYTES = 32
+#: An operator's key is for one request, whichever venue that is about.
+_EVERY_VENUE = UUID(int=0)
 
 _COLUMNS = (
     "w.id, v.slug AS venue, w.url, w.secret, w.types, w.created_at, w.disabled_at, w.disabled_why,"
@@ -57,8 +59,10 @@ class NewEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 async def create(
     ledger: Ledger, new: NewEndpoint, key: str | None, request_id: str | None, *, allow_private: bool
-) -> Endpoint:
-    """Make an endpoint and its secret. With an Idempotency-Key, a repeated request finds the first one's.
+) -> tuple[Endpoint, bool]:
+    """Make an endpoint and its secret; tells whether an earlier request with this Idempotency-Key had made it.
+
+    What is found then is the endpoint as it is now, so that no secret is kept anywhere else.
 
     Raises:
         VenueNotFound. InvalidRequest: nothing may be sent to that URL. Conflict: the venue has enough of them.
@@ -69,8 +73,8 @@ async def create(
     except NotAllowed as refused:
         raise InvalidRequest("url", str(refused)) from None
     types = sorted(set(new.types)) if new.types is not None else None
-    venue_id = await _venue_id(ledger, new.venue)
-    endpoint_id = id_from_key("webhook-endpoint", venue_id, key) if key else new_id()
+    venue_id = await venue_id_of(ledger, new.venue)
+    endpoint_id = id_from_key("webhook-endpoint", _EVERY_VENUE, key) if key else new_id()
     rows = await ledger.repeatable(
         "WITH made AS ("  # noqa: S608 constants of this module
         "  INSERT INTO webhook_endpoints (id, venue_id, url, secret, types)"
@@ -80,8 +84,10 @@ async def create(
         "), told AS ("
         "  INSERT INTO events (type, actor, request_id, venue_id, data)"
         "  SELECT 'webhook.created', 'operator', %(request)s, venue_id, jsonb_build_object('endpoint_id', id) FROM made"
-        "), found AS (SELECT * FROM made UNION ALL SELECT * FROM webhook_endpoints WHERE id = %(id)s)"
-        f" SELECT {_COLUMNS}, w.removed_at FROM found AS w JOIN venues AS v ON v.id = w.venue_id",
+        "), found AS ("
+        "  SELECT *, false AS again FROM made UNION ALL"
+        "  SELECT *, true AS again FROM webhook_endpoints WHERE id = %(id)s)"
+        f" SELECT {_COLUMNS}, w.removed_at, w.again FROM found AS w JOIN venues AS v ON v.id = w.venue_id",
         {
             "id": endpoint_id,
             "venue": venue_id,
@@ -98,9 +104,9 @@ async def create(
     if row.removed_at is not None:
         raise Conflict("The webhook endpoint that this Idempotency-Key made was removed")
     found = _endpoint(row)
-    if (found.url, found.types) != (new.url, types):
+    if (found.venue, found.url, found.types) != (new.venue, new.url, types):
         raise IdempotencyKeyReused
-    return found
+    return found, row.again and key is not None
 
 
 async def listed(ledger: Ledger, venue: str | None, after: tuple[datetime, UUID] | None, limit: int) -> list[Endpoint]:
@@ -109,7 +115,7 @@ async def listed(ledger: Ledger, venue: str | None, after: tuple[datetime, UUID]
     Raises:
         VenueNotFound
     """
-    venue_id = await _venue_id(ledger, venue) if venue is not None else None
+    venue_id = await venue_id_of(ledger, venue) if venue is not None else None
     rows = await ledger.repeatable(
         f"SELECT {_COLUMNS} FROM webhook_endpoints AS w JOIN venues AS v ON v.id = w.venue_id"  # noqa: S608
         " WHERE w.removed_at IS NULL AND (%(venue)s::uuid IS NULL OR w.venue_id = %(venue)s)"
@@ -198,7 +204,12 @@ async def rotate(
     return _endpoint(_only(rows))
 
 
-async def _venue_id(ledger: Ledger, slug: str) -> UUID:
+async def venue_id_of(ledger: Ledger, slug: str) -> UUID:
+    """Find a venue.
+
+    Raises:
+        VenueNotFound
+    """
     rows = await ledger.repeatable("SELECT id FROM venues WHERE slug = %s", (slug,))
     if not rows:
         raise VenueNotFound

@@ -92,8 +92,8 @@ async def send(url: str, body: bytes, signed: Mapping[str, str], *, allow_privat
     except httpx.ConnectError as error:
         tls = "SSL" in str(error) or "certificate" in str(error)
         return Answer(None, "TLS failed: the certificate may not be right" if tls else "no connection")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return Answer(None, f"no HTTP answer: {type(error).__name__}")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError):
+        return Answer(None, "no HTTP answer")
 
 
 def _client() -> "httpx.AsyncClient":
