@@ -67,6 +67,16 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
     ]
 
 
+def test_what_is_sent_to_venues_is_documented(document: dict[str, Any]) -> None:
+    sent = document["webhooks"]["event"]["post"]
+    assert [header["name"] for header in sent["parameters"]] == ["webhook-id", "webhook-timestamp", "webhook-signature"]
+    [(media_type, content)] = sent["requestBody"]["content"].items()
+    assert media_type == "application/json"
+    schema = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+    assert set(schema["required"]) == {"type", "source", "id", "time", "subject", "data"}
+    assert schema["properties"].keys() == {*schema["required"], "specversion", "datacontenttype"}
+
+
 def test_every_refusal_is_documented_as_a_problem(document: dict[str, Any]) -> None:
     for _, path, operation in operations(document):
         statuses = {int(status): answer for status, answer in operation["responses"].items()}

@@ -17,6 +17,7 @@ from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from app.api import wire
+from app.webhooks.sending import WebhookMessage
 
 PROBLEM = "application/problem+json"
 TITLE = "Holdfast"
@@ -101,9 +102,34 @@ def document(app: Litestar) -> bytes:
 
 def _describe_structs(found: dict[str, Any]) -> None:
     names = found["components"]["schemas"]
-    structs = [getattr(wire, name) for name in names if hasattr(wire, name)]
-    _, described = msgspec.json.schema_components(structs, ref_template=_COMPONENT)
+    structs = [WebhookMessage, *(getattr(wire, name) for name in names if hasattr(wire, name))]
+    (message, *_), described = msgspec.json.schema_components(structs, ref_template=_COMPONENT)
     found["components"]["schemas"] = described
+    found["webhooks"] = {"event": {"post": _webhook(message)}}
+
+
+def _webhook(message: dict[str, Any]) -> dict[str, Any]:
+    """Describe what we send to the URLs of `POST /v1/webhook-endpoints`."""
+    headers = {
+        "webhook-id": "names the delivery: the same when it is repeated",
+        "webhook-timestamp": "seconds since 1970, of this attempt",
+        "webhook-signature": "one or several of v1,<base64>, separated by spaces; any that is right will do",
+    }
+    return {
+        "summary": "An event of a venue",
+        "description": "Signed by Standard Webhooks. Sent at least once and not always in order, until it is answered "
+        "with 2xx within 5 seconds; repeated for about two days. Redirects are not followed.",
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "description": told, "schema": {"type": "string"}}
+            for name, told in headers.items()
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": message}}},
+        "responses": {
+            "2XX": {"description": "Taken"},
+            "410": {"description": "The endpoint wants no more, and is disabled"},
+            "default": {"description": "Try again later"},
+        },
+    }
 
 
 def _correct(operation: dict[str, Any], query: type[msgspec.Struct] | None) -> None:

@@ -74,6 +74,7 @@ CONSTRAINTS = (
     "occupied_one_thing_at_a_time",
     "payments_session_unique",
     "payments_refund_of_what_was_paid",
+    "webhook_deliveries_once_per_event",
 )
 INDEXES = (
     "bookings_one_live_on_exclusive_slot",

@@ -21,7 +21,7 @@ import structlog
 from app.errors import Conflict, NotFound
 from app.ledger import Ledger
 from app.webhooks.endpoints import venue_id_of
-from app.webhooks.sending import Answer, Message, headers, send
+from app.webhooks.sending import Answer, WebhookMessage, headers, send
 from app.webhooks.target import Resolver, by_system
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ Row = Any  # psycopg's named tuples: the fields are those of the statement above
 
 Status = Literal["pending", "delivered", "dead"]
 
-#: The events that a venue's system is told of, as Postgres and Python read it. Nothing about webhooks is among them:
-#: a delivery must never cause another one.
+#: The events that a venue's system is told of, as Postgres and Python read it. Nothing about webhooks is among them: a
+#: delivery must never cause another one. Holds leave events when Postgres keeps them, not when Redis does.
 SENT_TYPES = (
     r"(hold\.(created|released|expired)|booking\.(confirmed|cancelled|expired|rescheduled)"
     r"|(checkout|payment|refund|slot)\.[a-z_]{1,40})"
@@ -218,10 +218,10 @@ async def _not_now(ledger: Ledger, delivery_id: UUID) -> Outcome:
     return Outcome("retry", max(0.1, row.seconds))
 
 
-def _message(claimed: Row) -> Message:
+def _message(claimed: Row) -> WebhookMessage:
     subject = f"bookings/{claimed.booking_id}" if claimed.booking_id else f"slots/{claimed.slot_id}"
     ids = {"venue": claimed.venue, "booking_id": claimed.booking_id, "slot_id": claimed.slot_id}
-    return Message(
+    return WebhookMessage(
         type=claimed.type,
         source=f"/v1/venues/{claimed.venue}",
         id=str(claimed.seq),

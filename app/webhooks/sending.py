@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -31,10 +31,11 @@ MAX_ANSWER_BYTES = 64 * 1024
 USER_AGENT = "Holdfast-Webhooks/1"
 
 
-class Message(msgspec.Struct, frozen=True):
-    """An event as the receiver gets it: the form of CloudEvents 1.0, structured, as JSON.
+class WebhookMessage(msgspec.Struct, frozen=True):
+    """An event as the receiver gets it, in the form of CloudEvents 1.0.
 
-    `id` is the event's `seq`, the same for every endpoint and every repetition. `source` is the path of the venue.
+    `id` is the event's `seq`, the same for every endpoint and every repetition; it also tells the order. `source` is
+    the path of the venue, `subject` that of the booking or slot.
     """
 
     type: str
@@ -43,8 +44,8 @@ class Message(msgspec.Struct, frozen=True):
     time: datetime
     subject: str
     data: Mapping[str, Any]
-    specversion: str = "1.0"
-    datacontenttype: str = "application/json"
+    specversion: Literal["1.0"] = "1.0"
+    datacontenttype: Literal["application/json"] = "application/json"
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -20,8 +20,6 @@ URL = (
 )
 MAX_URL_LENGTH = 2_000
 
-_PARTS = re.compile(r"(https?)://(\[[^\]]*\]|[^/?:\[]+)(?::([0-9]+))?([/?].*)?")
-
 #: Not public although `is_global` of some Python says so: relays and translators that lead back into private networks,
 #: and what clouds answer their own machines with.
 _INSIDE = tuple(
@@ -81,11 +79,12 @@ def parse(url: str) -> Target:
     Raises:
         NotAllowed: it is not of the form of `URL`.
     """
-    parts = _PARTS.fullmatch(url)
-    if parts is None or len(url) > MAX_URL_LENGTH or not re.fullmatch(URL, url):
+    parts = re.fullmatch(URL, url)
+    if parts is None or len(url) > MAX_URL_LENGTH:
         raise NotAllowed("the URL is not a plain https URL")
-    scheme, host, port, path = parts[1], parts[2].lower(), int(parts[3] or _DEFAULT_PORTS[parts[1]]), parts[4] or "/"
+    scheme, host, path = url.partition(":")[0], parts[1].lower(), parts[3] or "/"
     host = host[1:-1] if host.startswith("[") else host.removesuffix(".")
+    port = int(parts[2][1:]) if parts[2] else _DEFAULT_PORTS[scheme]
     if not host or not 1 <= port <= 65_535:
         raise NotAllowed("the URL names no host, or no port that there is")
     return Target(scheme, host, port, path if path.startswith("/") else f"/{path}")
