@@ -25,7 +25,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.domain import Booking, BookingStatus, Customer, Hold, Room, Slot, SlotFacts
+from app.domain import Booking, BookingStatus, Customer, Hold, Room, Slot, SlotFacts, UnavailableReason
 from app.engine import Engine
 from app.errors import (
     AlreadyResolved,
@@ -123,7 +123,7 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
         return _booked(claim, request, outcome), token
     if outcome.word == "replayed":
         await _settle_later(engine, claim, request, outcome)  # the first one's may have been lost with its process
-        return await _first_answer(engine, claim, _status(request))
+        return await first_answer(engine, claim, _status(request))
     # Neither a reused key nor the wrong way to pay is a reason to lose a hold.
     if not (claim.grant and outcome.word in ("mismatch", "payment_required")):
         await _let_go(engine, claim, places)
@@ -164,7 +164,7 @@ async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> Places:
     try:
         if claim.grant is not None:
             return "mine" if await _secure_hold(engine, claim) else "unknown"
-        match await _take(engine, claim.facts, claim.id, claim.quantity, INNER_TTL_MS):
+        match await take(engine, claim.facts, claim.id, claim.quantity, INNER_TTL_MS):
             case Taken(again=again):
                 engine.mirror.unheard.pop(claim.id, None)  # given up before, by a request with the same key: not now
                 return "unknown" if again else "mine"
@@ -209,7 +209,12 @@ async def _secure_hold(engine: Engine, claim: Claim) -> bool:
             return False  # booked before, lapsed, or forgotten by Redis: Postgres knows which (reliability.md H3)
 
 
-async def _take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int) -> Taken | Full | str:
+async def take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int) -> Taken | Full | str:
+    """Ask layer 1 for places, as `holds.take` does, with a mirror that does not know the slot loaded first.
+
+    Raises:
+        RedisAway
+    """
     for _ in range(MAX_LOADS):
         taken = await engine.holds.take(facts, hold_id, quantity, ttl_ms)
         if taken not in ("missing", "stale"):
@@ -276,7 +281,7 @@ async def _settle_later(engine: Engine, claim: Claim, request: BookingRequest, o
         await engine.holds.settle_later(outcome.counts, claim.id, remember=remember)
 
 
-async def _first_answer(engine: Engine, claim: Claim, status: BookingStatus) -> tuple[Booking, str]:
+async def first_answer(engine: Engine, claim: Claim, status: BookingStatus) -> tuple[Booking, str]:
     """Answer as the first time, word for word, whatever became of the booking since (promise 6)."""
     try:
         stored = await _stored(engine, claim.id)
@@ -284,6 +289,9 @@ async def _first_answer(engine: Engine, claim: Claim, status: BookingStatus) -> 
         raise DatabaseUnavailable(effect_none=False) from error
     first = msgspec.structs.replace(
         stored.booking,
+        slot_id=claim.facts.id,  # it may have been rescheduled since
+        quantity=claim.quantity,
+        version=1,
         status=status,
         expires_at=None,  # of one that waited for payment: `checkout` knows it
         confirmed_at=stored.booking.confirmed_at if status == "confirmed" else None,
@@ -317,9 +325,9 @@ async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
         case "too_many" if claim.grant:  # the capacity was lowered under the hold: nothing is wrong with the request
             return await _not_open(engine, claim, "booked")
         case "too_many":
-            return _too_many(outcome.counts.capacity if outcome.counts else 0)
+            return too_many(outcome.counts.capacity if outcome.counts else 0)
         case "resolved":
-            return _resolved(await _stored(engine, claim.id))
+            return resolved(await _stored(engine, claim.id))
         case "lapsed":
             expired_at = claim.grant.expires_at if claim.grant else outcome.deadline or outcome.at
             return HoldExpired(expired_at, await engine.mirror.alternatives(claim.facts, claim.quantity))
@@ -335,15 +343,17 @@ async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
 
 async def _unavailable(engine: Engine, claim: Claim, full: Full) -> Problem:
     if claim.quantity > full.capacity:
-        return _too_many(full.capacity)
-    held_up = full.left + full.held >= claim.quantity  # without the holds there would be room
-    return SlotUnavailable(
-        "held" if held_up else "booked",
-        claim.quantity,
-        max(0, full.left),
-        from_ms(full.next_expiry_ms) if held_up and full.next_expiry_ms else None,
-        await engine.mirror.alternatives(claim.facts, claim.quantity),
-    )
+        return too_many(full.capacity)
+    reason, available, may_free_at = why_full(claim.quantity, full)
+    alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+    return SlotUnavailable(reason, claim.quantity, available, may_free_at, alternatives)
+
+
+def why_full(quantity: int, full: Full) -> tuple[UnavailableReason, int, datetime | None]:
+    """Tell why layer 1 had no room for a party: the reason, the places left, and when a hold may lapse."""
+    held_up = full.left + full.held >= quantity  # without the holds there would be room
+    may_free_at = from_ms(full.next_expiry_ms) if held_up and full.next_expiry_ms else None
+    return "held" if held_up else "booked", max(0, full.left), may_free_at
 
 
 async def _not_open(engine: Engine, claim: Claim, reason: str) -> Problem:
@@ -351,11 +361,13 @@ async def _not_open(engine: Engine, claim: Claim, reason: str) -> Problem:
     return SlotUnavailable(reason, claim.quantity, 0, None, alternatives)
 
 
-def _too_many(capacity: int) -> InvalidRequest:
+def too_many(capacity: int) -> InvalidRequest:
+    """Refuse a party that the slot could not even hold when it is empty."""
     return InvalidRequest("quantity", f"The slot has {capacity} places in all")
 
 
-def _resolved(stored: StoredBooking) -> AlreadyResolved:
+def resolved(stored: StoredBooking) -> AlreadyResolved:
+    """Tell how and when a booking or hold ended, or was confirmed."""
     booking = stored.booking
     resolved_at = booking.cancelled_at or stored.expired_at or booking.confirmed_at
     return AlreadyResolved(booking.id, booking.status, resolved_at)
@@ -389,7 +401,7 @@ async def take_hold(
                 await engine.later(_give_back_late(engine, claim))
             raise
     outcomes("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
-    return hold, _token(engine, hold)
+    return hold, hold_token(engine, hold)
 
 
 async def _give_back_late(engine: Engine, claim: Claim) -> None:
@@ -399,13 +411,13 @@ async def _give_back_late(engine: Engine, claim: Claim) -> None:
 
 
 async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | None) -> Hold:
-    match await _take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
+    match await take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
         case Taken() as taken:
             asked = f"{claim.facts.id}:{claim.quantity}"
             if key and not taken.again and not await engine.holds.claim_key(claim.id, asked):
                 await _give_back(engine, claim)
                 raise IdempotencyKeyReused
-            return _live(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
+            return live_hold(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
         case Full() as full:
             outcomes("hold", "refused_early").inc()
             raise await _unavailable(engine, claim, full)
@@ -426,7 +438,7 @@ async def _held_before(engine: Engine, claim: Claim) -> Hold:
     stored = await _stored(engine, claim.id)
     booking = stored.booking
     if booking.status != "held" or booking.expires_at is None:
-        raise _resolved(stored)
+        raise resolved(stored)
     if (booking.slot_id, booking.quantity) != (claim.facts.id, claim.quantity):
         raise IdempotencyKeyReused
     return _row_hold(booking, booking.expires_at, datetime.now(UTC), replayed=True)
@@ -477,7 +489,7 @@ async def get_hold(engine: Engine, hold_id: UUID, token: str) -> Hold:
         # A prolongation by nothing is a look.
         match await engine.holds.extend(claim.facts, claim.id, 0, 0):
             case Extended() as found:
-                return _live(claim, found.since_ms, found.expires_at_ms, found.now_ms)
+                return live_hold(claim, found.since_ms, found.expires_at_ms, found.now_ms)
             case Gone() as gone:
                 return await _read_row(engine, claim, gone)
     except RedisAway:
@@ -498,13 +510,13 @@ async def extend_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Call
             case Extended() as found if found.limited:
                 raise HoldLimit(from_ms(found.expires_at_ms))
             case Extended() as found:
-                hold = _live(claim, found.since_ms, found.expires_at_ms, found.now_ms)
+                hold = live_hold(claim, found.since_ms, found.expires_at_ms, found.now_ms)
             case Gone() as gone:
                 await _read_row(engine, claim, gone)  # raises, unless Postgres keeps the hold
                 hold = await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
     except RedisAway:
         hold = await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
-    return hold, _token(engine, hold)
+    return hold, hold_token(engine, hold)
 
 
 async def _extend_row(engine: Engine, claim: Claim, ttl_ms: int, longest_ms: int, caller: Caller) -> Hold:
@@ -630,10 +642,11 @@ async def _read_row(engine: Engine, claim: Claim, gone: Gone | None) -> Hold:
     if booking.status in ("held", "expired"):
         expired_at = booking.expires_at or stored.expired_at or grant.expires_at
         raise HoldExpired(expired_at, await engine.mirror.alternatives(claim.facts, claim.quantity))
-    raise _resolved(stored)
+    raise resolved(stored)
 
 
-def _live(claim: Claim, since_ms: int, expires_at_ms: int, now_ms: int, *, replayed: bool = False) -> Hold:
+def live_hold(claim: Claim, since_ms: int, expires_at_ms: int, now_ms: int, *, replayed: bool = False) -> Hold:
+    """Tell of a hold that Redis keeps."""
     return Hold(
         claim.id, claim.facts.id, claim.quantity, from_ms(since_ms), from_ms(expires_at_ms), from_ms(now_ms),
         degraded=False, replayed=replayed,
@@ -647,7 +660,8 @@ def _row_hold(booking: Booking, expires_at: datetime, now: datetime, *, replayed
     )  # fmt: skip
 
 
-def _token(engine: Engine, hold: Hold) -> str:
+def hold_token(engine: Engine, hold: Hold) -> str:
+    """Sign what a hold grants."""
     grant = HoldGrant(hold.id, hold.slot_id, hold.quantity, to_ms(hold.expires_at))
     return sign_hold(engine.settings.secrets, grant)
 
@@ -661,7 +675,7 @@ async def read_booking(engine: Engine, booking_id: UUID, token: str | None) -> B
     Raises:
         BookingNotFound: also for a wrong token, and for a row that is only a hold.
     """
-    return (await _authorized(engine, booking_id, token)).booking
+    return (await authorized(engine, booking_id, token)).booking
 
 
 async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller: Caller) -> Booking:
@@ -670,13 +684,13 @@ async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller:
     Raises:
         BookingNotFound. AlreadyResolved: it expired before. Conflict: too late for a customer, the slot has begun.
     """
-    stored = await _authorized(engine, booking_id, token)
+    stored = await authorized(engine, booking_id, token)
     word, cancelled_at, counts = await engine.ledger.cancel(booking_id, caller.actor, caller.request_id)
     outcomes("cancel", word).inc()
     if word == "begun":
         raise Conflict("The slot has begun: ask the venue")
     if word == "expired":
-        raise _resolved(await _stored(engine, booking_id))
+        raise resolved(await _stored(engine, booking_id))
     if counts is None:
         raise BookingNotFound
     await engine.mirror.sync_quietly([counts])
@@ -690,7 +704,12 @@ async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller:
     )
 
 
-async def _authorized(engine: Engine, booking_id: UUID, token: str | None) -> StoredBooking:
+async def authorized(engine: Engine, booking_id: UUID, token: str | None) -> StoredBooking:
+    """Read a booking by its manage token, or as an operator (None).
+
+    Raises:
+        BookingNotFound: also for a wrong token.
+    """
     stored = await _stored(engine, booking_id)
     if token is None:
         return stored

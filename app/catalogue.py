@@ -731,6 +731,7 @@ def _booking(row: Row) -> Booking:
         confirmed_at=row.confirmed_at,
         cancelled_at=row.cancelled_at,
         available_count=row.available_count,
+        version=row.version,
     )
 
 

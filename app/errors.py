@@ -116,7 +116,9 @@ class BookingNotFound(NotFound):
 
 
 class SlotUnavailable(Problem):
-    """A true refusal. `alternatives` are slots with room for the party, as the wire shows slots."""
+    """A true refusal. `alternatives` are slots with room for the party, as the wire shows slots. `items`, when several
+    slots were asked for at once, are those of them that could not be had; what is told beside is of the first.
+    """
 
     status, code, title = 409, "slot_unavailable", "Slot unavailable"
 
@@ -127,6 +129,8 @@ class SlotUnavailable(Problem):
         available: int,
         may_free_at: datetime | None = None,
         alternatives: Sequence[Any] = (),
+        *,
+        items: Sequence[Any] | None = None,
     ) -> None:
         guests = "1 guest" if requested == 1 else f"{requested} guests"
         super().__init__(
@@ -136,6 +140,7 @@ class SlotUnavailable(Problem):
             available=available,
             may_free_at=may_free_at,
             alternatives=alternatives,
+            **({} if items is None else {"items": items}),
         )
 
 

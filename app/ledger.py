@@ -157,6 +157,14 @@ class StoredBooking(msgspec.Struct, frozen=True):
 
 
 class InDoubt(Exception):
+class Moved(msgspec.Struct, frozen=True):
+    """What became of a move: a word of `move_booking`, and the counts of the new slot and of the old one."""
+
+    word: str
+    may_free_at: datetime | None
+    counts: list[Counts]
+
+
     """The statement was sent, its reply never came."""
 
 
@@ -368,6 +376,44 @@ class Ledger:
         return row.word, row.cancelled_at, None if row.slot_id is None else counts_of(row)
 
     async def repeatable(self, statement: str, values: Any) -> list[Row]:
+    async def commit_all(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        """Decide a list of requests as one: all are written, or none. A lost reply is settled as for a single one.
+
+        Raises:
+            RuleViolated: nothing was written. Busy, Overloaded: nothing was written.
+            DatabaseUnavailable: `effect_none` says whether that is certain.
+        """
+        statement, attempt = "SELECT * FROM commit_bookings_together(%s, %s)", new_id()
+        try:
+            rows = await self._rows(statement, (attempt, _jsonb(requests)))
+        except InDoubt:
+            IN_DOUBT.inc()
+            again = [msgspec.structs.replace(request, repeat=True) for request in requests]
+            try:
+                await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, [r.slot_id for r in requests]))
+                rows = await self._rows(statement, (new_id(), _jsonb(again)))
+            except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
+                raise DatabaseUnavailable(effect_none=False) from error
+        return [_outcome(row) for row in rows]
+
+    async def move(
+        self,
+        booking_id: UUID,
+        slot_id: UUID,
+        quantity: int | None,
+        version: int | None,
+        *,
+        actor: str,
+        request_id: str | None,
+    ) -> Moved:
+        """Move a booking to another slot, or leave it where it is; harmlessly repeated."""
+        rows = await self.repeatable(
+            "SELECT * FROM move_booking(%s, %s, %s, %s, %s, %s)",
+            (booking_id, slot_id, quantity, version, actor, request_id),
+        )
+        counts = [counts_of(row) for row in rows if row.resource_id is not None]
+        return Moved(rows[0].word, rows[0].may_free_at, counts)
+
         """Run a statement that finds itself done when it is repeated: a lost reply is asked for once more.
 
         Raises:
@@ -716,6 +762,7 @@ def _stored(row: Row) -> StoredBooking:
 
 
 def _slot(row: Row) -> Slot:
+        version=row.version,
     return Slot(
         id=row.slot_id,
         venue_id=row.venue_id,

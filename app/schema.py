@@ -300,6 +300,7 @@ bookings = sa.Table(
     _at("confirmed_at", nullable=True),
     _at("cancelled_at", nullable=True),
     _at("expired_at", nullable=True),
+    sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("1")),
     sa.PrimaryKeyConstraint("id", name="bookings_pkey"),
     sa.ForeignKeyConstraint(
         ["slot_id", "exclusive", "venue_id"],
@@ -331,6 +332,7 @@ bookings = sa.Table(
         " AND char_length(customer_phone) BETWEEN 1 AND 40",
         name="bookings_customer_lengths",
     ),
+    sa.CheckConstraint("version > 0", name="bookings_version_positive"),
     sa.CheckConstraint("json_typeof(metadata) = 'object'", name="bookings_metadata_object"),
     sa.CheckConstraint("idempotency_key IS NULL OR fingerprint IS NOT NULL", name="bookings_key_with_fingerprint"),
     sa.CheckConstraint("char_length(idempotency_key) BETWEEN 1 AND 255", name="bookings_key_length"),

@@ -28,6 +28,8 @@ ALLOWED = {
     "engine": {"errors", "gateway", "holds", "ledger", "mirror", "payments", "settings", "telemetry"},
     "booking": {"domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "checkout": {"booking", "domain", "engine", "errors", "gateway", "ledger", "payments", "telemetry", "tokens"},
+    "reschedule": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
+    "several": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "notices": {"domain", "engine", "mail", "payments", "telemetry"},
     "jobs": {"checkout", "engine", "errors", "gateway", "ledger", "mail", "notices", "telemetry", "webhooks"},
     "worker": {"engine", "jobs", "settings"},

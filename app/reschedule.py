@@ -1,0 +1,121 @@
+"""The use case of moving a booking: one atomic swap, after which it has its old place or its new one, and never both.
+
+The booking keeps its id and its tokens. An old link can therefore only move it again, and never mint a second booking;
+who names the version that was seen is told when it has changed since.
+"""
+
+from uuid import UUID
+
+import msgspec
+
+from app import booking
+from app.booking import Caller, Claim
+from app.domain import Booking, SlotFacts
+from app.engine import Engine
+from app.errors import (
+    BookingNotFound,
+    Conflict,
+    PaymentRequired,
+    Problem,
+    SlotNotFound,
+    SlotUnavailable,
+)
+from app.holds import Full, RedisAway, Taken
+from app.ledger import Moved
+from app.telemetry import outcomes
+from app.tokens import new_id
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """Where a booking shall go. `quantity` None: as many places as before. `version` None: whatever it is now."""
+
+    slot_id: UUID
+    quantity: int | None = None
+    version: int | None = None
+
+
+async def reschedule(engine: Engine, booking_id: UUID, token: str | None, wish: Wish, *, caller: Caller) -> Booking:
+    """Move a booking to another slot of its venue, or change how many places it takes. Both stores agree afterwards.
+
+    A second time it is there already, and nothing changes. A refusal keeps the old place.
+
+    Raises:
+        BookingNotFound: also for a wrong token. SlotNotFound: no such slot in this venue. SlotUnavailable: no room.
+        AlreadyResolved: it ended before. PaymentRequired: dearer, in a venue that is paid first.
+        Conflict: it waits for payment, its slot has begun, or its version is another.
+    """
+    found = (await booking.authorized(engine, booking_id, token)).booking
+    there = await engine.mirror.facts(wish.slot_id)
+    if there.venue_id != found.venue_id:
+        raise SlotNotFound
+    claim = Claim(there, new_id(), wish.quantity or found.quantity, None)
+    held = await _hold(engine, claim, found)
+    try:
+        moved = await engine.ledger.move(
+            booking_id, there.id, wish.quantity, wish.version, actor=caller.actor, request_id=caller.request_id
+        )
+    except Exception:
+        if held:
+            await engine.mirror.give_back(there, claim.id, has_token=False)
+        raise
+    outcomes("reschedule", moved.word).inc()
+    if held and moved.word != "moved":
+        await engine.mirror.give_back(there, claim.id, has_token=False)
+    elif held:
+        await engine.holds.settle_later(moved.counts[0], claim.id, remember=False)
+    await engine.mirror.sync_quietly(moved.counts)
+    if moved.word != "moved":
+        raise await _refusal(engine, booking_id, claim, moved)
+    now = (await booking.authorized(engine, booking_id, token)).booking
+    return msgspec.structs.replace(now, available_count=moved.counts[0].available_count)
+
+
+async def _hold(engine: Engine, claim: Claim, found: Booking) -> bool:
+    """Layer 1: take the new places for a moment, or be refused early. False: Postgres decides alone.
+
+    Not asked about a time that the booking itself may occupy: it would refuse somebody because of their own place.
+    """
+    if claim.facts.id == found.slot_id or _overlap(claim.facts, await engine.mirror.facts(found.slot_id)):
+        return False
+    try:
+        match await booking.take(engine, claim.facts, claim.id, claim.quantity, booking.INNER_TTL_MS):
+            case Taken():
+                return True
+            case Full() as full if claim.quantity <= full.capacity:
+                reason, available, may_free_at = booking.why_full(claim.quantity, full)
+                alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+                raise SlotUnavailable(reason, claim.quantity, available, may_free_at, alternatives)
+    except RedisAway:
+        return False
+    return False
+
+
+def _overlap(one: SlotFacts, other: SlotFacts) -> bool:
+    return one.resource_id == other.resource_id and one.starts_at < other.ends_at and other.starts_at < one.ends_at
+
+
+async def _refusal(engine: Engine, booking_id: UUID, claim: Claim, moved: Moved) -> Problem:
+    match moved.word:
+        case "not_found":
+            return BookingNotFound()
+        case "slot_not_found":
+            return SlotNotFound()
+        case "payment_required":
+            return PaymentRequired()
+        case "unpaid":
+            return Conflict("The booking waits for its payment: pay or cancel it first")
+        case "changed":
+            return Conflict("The booking has changed since that version")
+        case "begun":
+            return Conflict("The slot has begun: ask the venue")
+        case "too_many":
+            return booking.too_many(moved.counts[0].capacity)
+        case "ended":
+            stored = await engine.ledger.booking(booking_id)
+            return booking.resolved(stored) if stored else BookingNotFound()
+    reason, available = moved.word, 0
+    if moved.word in ("full", "occupied"):
+        reason = "held" if moved.may_free_at else "booked"
+        available = moved.counts[0].available_count if moved.word == "full" else 0
+    alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+    return SlotUnavailable(reason, claim.quantity, available, moved.may_free_at, alternatives)
