@@ -568,6 +568,12 @@ webhook_deliveries = sa.Table(
     sa.CheckConstraint("answer_status BETWEEN 100 AND 999", name="webhook_deliveries_answer_status_range"),
     sa.CheckConstraint("char_length(error) BETWEEN 1 AND 200", name="webhook_deliveries_error_length"),
     sa.Index("webhook_deliveries_due", "endpoint_id", "next_at", postgresql_where=sa.text("status = 'pending'")),
+    sa.Index(
+        "webhook_deliveries_leased",
+        "endpoint_id",
+        "leased_until",
+        postgresql_where=sa.text("leased_until IS NOT NULL"),
+    ),
     sa.Index("webhook_deliveries_by_endpoint", "endpoint_id", "created_at", "id"),
     sa.Index("webhook_deliveries_by_time", "created_at", "id"),
     sa.Index("webhook_deliveries_dead", "created_at", "id", postgresql_where=sa.text("status = 'dead'")),

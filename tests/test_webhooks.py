@@ -337,6 +337,41 @@ async def test_it_is_not_attempted_before_its_time(venue: Venue, receiver: Recei
     assert await webhooks.due(venue.ledger, 10) == []
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"", b"\r\n\r\n", b"HTTP/1.1 099 No\r\n\r\n", b"HTTP/1.1 000 No\r\n\r\n", b"HTTP/1.1 1000 No\r\n\r\n",
+        b"HTTP/1.1 -20 No\r\n\r\n", b"HTTP/1.1 200 No\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 No\r\nX: a\0b\r\n\r\n", b"HTTP/1.1 200 No\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 No\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", b"\x16\x03\x01\0\xff" * 20,
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+        b"HTTP/1.1 200 No\r\nTransfer-Encoding: unknown\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 1_000,
+    ],
+)  # fmt: skip
+async def test_what_is_no_answer_is_a_failed_attempt(venue: Venue, receiver: Receiver, answer: bytes) -> None:
+    await venue.endpoint(receiver.url)
+    delivery_id = await venue.queued()
+    receiver.answers = [answer]
+    assert (await venue.deliver(delivery_id)).word == "retry"
+    assert venue.row(delivery_id)[:2] == ("pending", 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk", b"HTTP/1.1 299 OK\r\n\r\nuntil the end",
+        b"HTTP/1.1 201 OK\r\nContent-Length: 99\r\n\r\ncut off", b"HTTP/1.0 200\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnone",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 OK\r\n\r\n",
+    ],
+)  # fmt: skip
+async def test_the_status_is_what_counts(venue: Venue, receiver: Receiver, answer: bytes) -> None:
+    await venue.endpoint(receiver.url)
+    receiver.answers = [answer]
+    assert await venue.deliver(await venue.queued()) == Outcome("delivered")
+
+
 async def test_nobody_listens(venue: Venue) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -445,6 +480,14 @@ async def test_a_long_backlog_leaves_room_for_others(venue: Venue, receiver: Rec
     handed = await webhooks.due(venue.ledger, 1_000)
     whose = dict(venue.query("SELECT id, endpoint_id FROM webhook_deliveries"))
     assert [whose[delivery_id] for delivery_id in handed] == [slow.id] * deliveries.MOST_PER_ENDPOINT + [quick.id]
+    # The next ones follow when these are done, one for each.
+    assert await webhooks.due(venue.ledger, 1_000) == []
+    assert await deliveries._claim(venue.ledger, handed[0]) is not None  # under way
+    assert await webhooks.due(venue.ledger, 1_000) == []
+    receiver.answers = [status(500)]
+    await venue.deliver(handed[1])
+    await venue.deliver(handed[2])
+    assert len(await webhooks.due(venue.ledger, 1_000)) == 2
 
 
 async def test_no_such_delivery(venue: Venue) -> None:

@@ -4,7 +4,8 @@
     rows   ─→ due        hands out those whose time has come
            ─→ deliver    one attempt: signed, guarded, bounded; then the row says what became of it
 
-Delivered at least once, not in order: `webhook-id` tells repetitions apart, `id` and `time` in the body the order.
+Delivered at least once, not always in order: `webhook-id` names what is repeated, `id` and `time` in the body tell in
+which order things happened to a booking.
 `endpoints` keeps where they go, `target` guards against going where they must not, `sending` is the request itself.
 """
 

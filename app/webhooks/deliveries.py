@@ -46,8 +46,8 @@ WAITS_SECONDS = (5, 30, 120, 600, 3_600, 10_800, 21_600, 43_200, 86_400)
 ATTEMPT_SECONDS = 30
 #: What was handed out and not begun by then is handed out again: the queue lost it, or is very long.
 LEASE_SECONDS = 60
-#: Handed out at a time of one endpoint, so that one with a long backlog, or a slow one, leaves room to the others.
-MOST_PER_ENDPOINT = 20
+#: In workers' hands at a time of one endpoint, so that one that is slow and has a long backlog leaves room to others.
+MOST_PER_ENDPOINT = 5
 #: Delivered ones are shown for so long.
 KEPT_DAYS = 30
 FORGET_BATCH = 1_000
@@ -123,8 +123,8 @@ async def enqueue(connection: "psycopg.AsyncConnection[Any]", seqs: Sequence[int
 async def due(ledger: Ledger, limit: int) -> list[UUID]:
     """Hand out pending deliveries whose time has come and that nobody works on, those that wait longest first.
 
-    At most `limit`, and at most `MOST_PER_ENDPOINT` of one endpoint. Nobody else is handed the same ones within
-    `LEASE_SECONDS`; if they were not attempted by then, somebody is.
+    At most `limit`, and of one endpoint no more than `MOST_PER_ENDPOINT` that are handed out and not yet done. Nobody
+    else is handed the same ones within `LEASE_SECONDS`; if they were not attempted by then, somebody is.
 
     Raises:
         Busy, Overloaded, DatabaseUnavailable
@@ -137,7 +137,8 @@ async def due(ledger: Ledger, limit: int) -> list[UUID]:
         "    SELECT d.id, d.next_at FROM webhook_deliveries AS d"
         "    WHERE d.endpoint_id = w.id AND d.status = 'pending' AND d.next_at <= now()"
         "      AND (d.leased_until IS NULL OR d.leased_until <= now())"
-        "    ORDER BY d.next_at LIMIT %(each)s FOR UPDATE SKIP LOCKED) AS waiting"
+        "    ORDER BY d.next_at LIMIT greatest(0, %(each)s - (SELECT count(*) FROM webhook_deliveries AS h"
+        "      WHERE h.endpoint_id = w.id AND h.leased_until > now())) FOR UPDATE SKIP LOCKED) AS waiting"
         "  ORDER BY waiting.next_at LIMIT %(limit)s) AS due"
         " WHERE d.id = due.id RETURNING d.id, d.next_at) SELECT id FROM handed ORDER BY next_at, id",
         {"lease": LEASE_SECONDS, "each": MOST_PER_ENDPOINT, "limit": limit},
@@ -185,8 +186,9 @@ async def deliver(ledger: Ledger, delivery_id: UUID, *, allow_private: bool, res
 async def _claim(ledger: Ledger, delivery_id: UUID) -> Row | None:
     """Begin an attempt: nobody else can until it is noted, or taken for dead. None: it is not to be attempted."""
     rows = await ledger.repeatable(
-        "UPDATE webhook_deliveries AS d SET attempts = d.attempts + 1, leased_until = NULL,"
-        "   next_at = clock_timestamp() + %(attempt)s * interval '1 second'"
+        "UPDATE webhook_deliveries AS d SET attempts = d.attempts + 1,"
+        "   next_at = clock_timestamp() + %(attempt)s * interval '1 second',"
+        "   leased_until = clock_timestamp() + %(attempt)s * interval '1 second'"
         " FROM webhook_endpoints AS w, events AS e, venues AS v"
         " WHERE d.id = %(id)s AND d.status = 'pending' AND d.next_at <= clock_timestamp()"
         "   AND w.id = d.endpoint_id AND e.seq = d.event_seq AND v.id = w.venue_id AND w.disabled_at IS NULL"
@@ -247,7 +249,7 @@ async def _note_failed(ledger: Ledger, claimed: Row, answer: Answer, error: str)
     # Only of this attempt: asked for by hand meanwhile, its time is what that said.
     await ledger.repeatable(
         "WITH noted AS (UPDATE webhook_deliveries SET next_at = clock_timestamp() + %s * interval '1 second',"
-        "   answer_status = %s, error = %s"
+        "   leased_until = NULL, answer_status = %s, error = %s"
         " WHERE id = %s AND status = 'pending' AND attempts = %s RETURNING 1) SELECT count(*) FROM noted",
         (wait, answer.status, error, claimed.id, claimed.attempts),
     )

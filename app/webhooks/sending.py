@@ -34,8 +34,8 @@ USER_AGENT = "Holdfast-Webhooks/1"
 class WebhookMessage(msgspec.Struct, frozen=True):
     """An event as the receiver gets it, in the form of CloudEvents 1.0.
 
-    `id` is the event's `seq`, the same for every endpoint and every repetition; it also tells the order. `source` is
-    the path of the venue, `subject` that of the booking or slot.
+    `id` is the event's `seq`, the same for every endpoint and every repetition; what happens to one booking
+    has rising ones. `source` is the path of the venue, `subject` that of the booking or slot.
     """
 
     type: str
