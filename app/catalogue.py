@@ -8,7 +8,7 @@ whoever changes a slot here tells `booking.slot_changed`.
 import asyncio
 import select as os_select
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
@@ -22,13 +22,14 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.domain import Booking, Customer, Event, Resource, Slot, Venue
+from app.domain import Booking, Customer, Event, Resource, Service, Slot, Venue
 from app.errors import (
     Busy,
     Conflict,
     DatabaseUnavailable,
     IdempotencyKeyReused,
     InvalidRequest,
+    NotFound,
     Problem,
     ResourceNotFound,
     SlotNotFound,
@@ -36,7 +37,7 @@ from app.errors import (
     VenueNotFound,
 )
 from app.ledger import LOCK_TIMEOUT_MS, REPLY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, within
-from app.schema import answers, bookings, events, occupied, resources, slots, venues
+from app.schema import answers, bookings, events, occupied, resources, service_resources, services, slots, venues
 from app.tokens import new_id
 
 log = structlog.get_logger()
@@ -53,6 +54,11 @@ _PROBLEM_BY_RULE: Mapping[str, Callable[[], Problem]] = {
     "slots_available_count_range": lambda: Conflict("More places are booked than that capacity has"),
     "bookings_one_live_on_exclusive_slot": lambda: Conflict("More places are booked than that capacity has"),
     "slots_end_after_start": lambda: InvalidRequest("ends_at", "must be after starts_at, by at most 31 days"),
+    "slots_of_a_service": lambda: NotFound("Service not found"),
+    "service_resources_of_a_service": lambda: NotFound("Service not found"),
+    "service_resources_of_a_resource": ResourceNotFound,
+    "schedules_dates_in_order": lambda: InvalidRequest("to_date", "must not be before from_date"),
+    "schedule_hours_pkey": lambda: InvalidRequest("weekly", "The same hours begin twice"),
 }
 
 
@@ -76,6 +82,7 @@ class NewResource(msgspec.Struct, frozen=True, kw_only=True):
 class NewSlot(msgspec.Struct, frozen=True, kw_only=True):
     venue: str
     resource_id: UUID
+    service_id: UUID | None = None
     starts_at: datetime
     ends_at: datetime
     capacity: int
@@ -158,9 +165,9 @@ class Catalogue:
             row = (await connection.execute(_VENUE_BY_SLUG, {"slug": slug})).one_or_none()
             if row is None:
                 raise VenueNotFound
-            return _venue(row, await _resources_of(connection, [row.id]))
+            return await _whole_venue(connection, row)
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def venues(self, after: str | None, limit: int) -> list[Venue]:
         """List venues by slug, after one."""
@@ -170,10 +177,11 @@ class Catalogue:
             if after is not None:
                 query = query.where(venues.c.slug > after)
             rows = (await connection.execute(query)).all()
-            of_venues = await _resources_of(connection, [row.id for row in rows])
-            return [_venue(row, of_venues) for row in rows]
+            ids = [row.id for row in rows]
+            of_venues, offered = await _resources_of(connection, ids), await _services_of(connection, ids)
+            return [_venue(row, of_venues, offered) for row in rows]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def create_venue(
         self, new: NewVenue, keyed: Keyed | None, request_id: str | None, render: Callable[[Venue], bytes]
@@ -181,10 +189,10 @@ class Catalogue:
         async def create(connection: AsyncConnection) -> bytes:
             values = {**msgspec.structs.asdict(new), "id": new_id()}
             row = (await connection.execute(sa.insert(venues).values(values).returning(venues))).one()
-            await _log(connection, "venue.created", request_id, [{"venue_id": row.id, "data": {"slug": row.slug}}])
-            return render(_venue(row, {}))
+            await audit(connection, "venue.created", request_id, [{"venue_id": row.id, "data": {"slug": row.slug}}])
+            return render(_venue(row, {}, {}))
 
-        return await self._once(keyed, create)
+        return await self.once(keyed, create)
 
     async def change_venue(self, slug: str, changes: Mapping[str, Any], request_id: str | None) -> Venue:
         """Change the given columns of a venue. None of them moves a booking.
@@ -202,10 +210,12 @@ class Catalogue:
                 raise VenueNotFound
             if changes:
                 event = {"venue_id": row.id, "data": {"changed": sorted(changes)}}
-                await _log(connection, "venue.updated", request_id, [event])
-            return _venue(row, await _resources_of(connection, [row.id]))
+                await audit(connection, "venue.updated", request_id, [event])
+            if "timezone" in changes:  # the same hours on the wall are at other instants
+                await slots_are_due(connection, resources.c.venue_id == row.id, first=False)
+            return await _whole_venue(connection, row)
 
-        return await self._write(change)
+        return await self.write(change)
 
     async def create_resource(
         self, new: NewResource, keyed: Keyed | None, request_id: str | None, render: Callable[[Resource], bytes]
@@ -223,10 +233,10 @@ class Catalogue:
             values = {"id": new_id(), "venue_id": venue_id, "name": new.name, "kind": new.kind}
             row = (await connection.execute(sa.insert(resources).values(values).returning(resources))).one()
             event = {"venue_id": venue_id, "data": {"resource_id": str(row.id), "kind": row.kind}}
-            await _log(connection, "resource.created", request_id, [event])
+            await audit(connection, "resource.created", request_id, [event])
             return render(Resource(row.id, new.venue, row.name, row.kind, row.created_at))
 
-        return await self._once(keyed, create)
+        return await self.once(keyed, create)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +253,7 @@ class Catalogue:
                 raise SlotNotFound
             return found[0]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def slots(self, which: SlotFilter, after: tuple[datetime, UUID] | None, limit: int) -> list[Slot]:
         """List slots in the order (starts_at, id), after a position: index scans, however many slots there are.
@@ -262,7 +272,7 @@ class Catalogue:
                 await _require_venue(connection, which.venue)
             return [_slot(row) for row in rows]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def create_slots(
         self, new: Sequence[NewSlot], keyed: Keyed | None, request_id: str | None, render: Callable[[list[Slot]], bytes]
@@ -275,19 +285,20 @@ class Catalogue:
 
         async def create(connection: AsyncConnection) -> bytes:
             owners = await _owners(connection, new)
-            rows = [_new_slot_row(slot, owners[slot.resource_id]) for slot in new]
+            buffers = await _buffers(connection, new)
+            rows = [_new_slot_row(slot, owners[slot.resource_id], buffers) for slot in new]
             await connection.execute(sa.insert(slots), rows)
             logged = [
                 {"venue_id": row["venue_id"], "slot_id": row["id"], "data": {"capacity": row["capacity"]}}
                 for row in rows
             ]
-            await _log(connection, "slot.created", request_id, logged)
+            await audit(connection, "slot.created", request_id, logged)
             return render(await _slots_by_id(connection, [row["id"] for row in rows]))
 
-        return await self._once(keyed, create)
+        return await self.once(keyed, create)
 
     async def change_slot(self, slot_id: UUID, changes: Mapping[str, Any], request_id: str | None) -> Slot:
-        """Change capacity or status. What is booked stays booked.
+        """Change capacity or status. What is booked stays booked. From then on the slot is no schedule's any more.
 
         Raises:
             SlotNotFound. Conflict: the capacity would be below what is booked.
@@ -295,17 +306,19 @@ class Catalogue:
 
         async def change(connection: AsyncConnection) -> Slot:
             if changes:
-                query = sa.update(slots).where(slots.c.id == slot_id).values(changes).returning(slots.c.venue_id)
+                by_hand = {"made_by_schedule": False, "closed_by_schedule": False}
+                query = sa.update(slots).where(slots.c.id == slot_id).returning(slots.c.venue_id)
+                query = query.values({**by_hand, **changes})
                 venue_id = (await connection.execute(query)).scalar_one_or_none()
                 event = {"venue_id": venue_id, "slot_id": slot_id, "data": dict(changes)}
                 if venue_id is not None:
-                    await _log(connection, "slot.updated", request_id, [event])
+                    await audit(connection, "slot.updated", request_id, [event])
             found = await _slots_by_id(connection, [slot_id])
             if not found:
                 raise SlotNotFound
             return found[0]
 
-        return await self._write(change)
+        return await self.write(change)
 
     # -- bookings and events ----------------------------------------------------------------------------------------
 
@@ -330,7 +343,7 @@ class Catalogue:
                 await _require_venue(connection, which.venue)
             return [_booking(row) for row in rows]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def events(self, which: EventFilter, after: int | None, limit: int) -> list[Event]:
         """List what is committed in the order of `seq`. For looking, not for following: see `feed`."""
@@ -341,7 +354,7 @@ class Catalogue:
         async def read(connection: AsyncConnection) -> list[Event]:
             return [_event(row) for row in (await connection.execute(query)).all()]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def feed(self, which: EventFilter, after: int, limit: int) -> list[Event]:
         """Follow the log: what comes after an event in the order (transaction, seq); 0 begins at the beginning.
@@ -362,7 +375,7 @@ class Catalogue:
             query = query.order_by(events.c.xid, events.c.seq).limit(limit)
             return [_event(row) for row in (await connection.execute(query)).all()]
 
-        return await self._read(read)
+        return await self.read(read)
 
     # -- first answers ----------------------------------------------------------------------------------------------
 
@@ -372,7 +385,7 @@ class Catalogue:
         Raises:
             IdempotencyKeyReused: the key was used for another one.
         """
-        return await self._read(lambda connection: _first_answer(connection, keyed))
+        return await self.read(lambda connection: _first_answer(connection, keyed))
 
     async def keep_answer(self, keyed: Keyed, body: bytes) -> bytes:
         """Store the answer to a request whose effect is elsewhere; returns the first one, when two come at once.
@@ -385,12 +398,12 @@ class Catalogue:
             return await _first_answer(connection, keyed) or body
 
         try:
-            return await self._write(keep)
+            return await self.write(keep)
         except Unavailable as error:
             log.warning("answer_not_kept", scope=keyed.scope, reason=error.code)
             return body
 
-    async def _once(self, keyed: Keyed | None, create: Callable[[AsyncConnection], Awaitable[bytes]]) -> Answer:
+    async def once(self, keyed: Keyed | None, create: Callable[[AsyncConnection], Awaitable[bytes]]) -> Answer:
         """Create something and keep the answer in the same transaction; or give the first answer again."""
 
         async def work(connection: AsyncConnection) -> Answer:
@@ -408,11 +421,11 @@ class Catalogue:
             await _keep_answer(connection, keyed, body, 201)
             return Answer(body, replayed=False)
 
-        return await self._write(work)
+        return await self.write(work)
 
     # -- the one way to Postgres ------------------------------------------------------------------------------------
 
-    async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async def run() -> T:
             async with self._reading.connect() as connection:
                 return await work(connection)
@@ -424,7 +437,7 @@ class Catalogue:
         except sa_exc.SQLAlchemyError as error:
             raise _translated(error, committing=False) from error
 
-    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run one transaction. When this returns, it is committed."""
         committing = False
 
@@ -494,7 +507,7 @@ def _translated(error: sa_exc.SQLAlchemyError, *, committing: bool) -> Exception
 def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
     """Build the query for a page of slots with these filters, once: it costs ten times what running it does.
 
-    It walks along an index: the resource's, the venue's, or, without either, every venue's in turn.
+    It walks along an index: the resource's (for a service), the service's, the venue's, or every venue's in turn.
     """
     of_slug = sa.select(venues.c.id).where(venues.c.slug == sa.bindparam("venue")).scalar_subquery()
     conditions: dict[str, list[sa.ColumnElement[bool]]] = {
@@ -507,6 +520,8 @@ def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
             slots.c.available_count >= sa.bindparam("room_for"),
             slots.c.status == "open",
             slots.c.starts_at > sa.func.now(),
+            sa.or_(slots.c.closes_at.is_(None), slots.c.closes_at > sa.func.now()),
+            sa.not_(sa.and_(slots.c.one_at_a_time, _blocked(slots))),
         ],
         "after_at": [
             sa.tuple_(slots.c.starts_at, slots.c.id)
@@ -520,7 +535,7 @@ def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
     page = sa.select(slots).order_by(slots.c.starts_at, slots.c.id).limit(limit)
     for name in sorted(given):
         page = page.where(*conditions[name])
-    if not given & {"resource_id", "venue"}:
+    if not given & {"resource_id", "service_id", "venue"}:
         of_venue = page.where(slots.c.venue_id == venues.c.id).correlate(venues).lateral("of_venue")
         every = sa.select(of_venue).select_from(venues.join(of_venue, sa.true()))
         page = every.order_by(of_venue.c.starts_at, of_venue.c.id).limit(limit)
@@ -529,13 +544,6 @@ def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
 
 def _slot_rows(chosen: sa.FromClause) -> sa.Select[Any]:
     """Read what a `Slot` says of the chosen ones, in the order (starts_at, id)."""
-    elsewhere = occupied.alias("o")
-    # Written as the exclusion constraint is, so that its index answers.
-    same_resource = sa.text(
-        "int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
-    )
-    meanwhile = elsewhere.c.during.op("&&")(sa.func.tstzrange(chosen.c.starts_at, chosen.c.ends_at))
-    blocked = sa.exists().where(elsewhere.c.slot_id != chosen.c.id, same_resource, meanwhile).correlate(chosen)
     held = (
         sa.select(sa.func.coalesce(sa.func.sum(bookings.c.quantity), 0))
         .where(bookings.c.slot_id == chosen.c.id, bookings.c.status == "held")
@@ -547,15 +555,37 @@ def _slot_rows(chosen: sa.FromClause) -> sa.Select[Any]:
             venues.c.slug,
             venues.c.timezone,
             resources.c.name.label("resource_name"),
-            sa.and_(chosen.c.one_at_a_time, blocked).label("blocked"),
+            services.c.name.label("service_name"),
+            sa.and_(chosen.c.one_at_a_time, _blocked(chosen)).label("blocked"),
             held.label("held_rows"),
         )
         .select_from(
-            chosen.join(venues, venues.c.id == chosen.c.venue_id).join(
-                resources, resources.c.id == chosen.c.resource_id
-            )
+            chosen.join(venues, venues.c.id == chosen.c.venue_id)
+            .join(resources, resources.c.id == chosen.c.resource_id)
+            .outerjoin(services, services.c.id == chosen.c.service_id)
         )
         .order_by(chosen.c.starts_at, chosen.c.id)
+    )
+
+
+def _blocked(chosen: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Tell whether another slot occupies the person or place: asked as the exclusion constraint is, so that its index
+    answers.
+    """
+    elsewhere = occupied.alias("o")
+
+    def number(of: sa.FromClause) -> sa.ColumnElement[Any]:
+        return sa.func.int8range(of.c.resource_no, of.c.resource_no, sa.literal_column("'[]'"))
+
+    meanwhile = sa.func.tstzrange(chosen.c.starts_at, chosen.c.occupied_until)
+    return (
+        sa.exists()
+        .where(
+            elsewhere.c.slot_id != chosen.c.id,
+            number(elsewhere).op("&&")(number(chosen)),
+            elsewhere.c.during.op("&&")(meanwhile),
+        )
+        .correlate(chosen)
     )
 
 
@@ -568,6 +598,22 @@ _RESOURCES_OF_VENUES = (
     .join(venues, venues.c.id == resources.c.venue_id)
     .where(resources.c.venue_id == sa.any_(_IDS))
     .order_by(resources.c.venue_id, resources.c.created_at, resources.c.id)
+)
+SERVICES = sa.select(
+    services,
+    venues.c.slug,
+    sa.func.array(
+        sa.select(service_resources.c.resource_id)
+        .join(resources, resources.c.id == service_resources.c.resource_id)
+        .where(service_resources.c.service_id == services.c.id)
+        .order_by(resources.c.created_at, resources.c.id)
+        .correlate(services)
+        .scalar_subquery(),
+        type_=sa.ARRAY(sa.Uuid),
+    ).label("resource_ids"),
+).join(venues, venues.c.id == services.c.venue_id)
+_SERVICES_OF_VENUES = SERVICES.where(services.c.venue_id == sa.any_(_IDS), services.c.active).order_by(
+    services.c.venue_id, services.c.created_at, services.c.id
 )
 
 
@@ -606,7 +652,7 @@ def _events(which: EventFilter) -> sa.Select[Any]:
     return query
 
 
-async def _log(
+async def audit(
     connection: AsyncConnection, event_type: str, request_id: str | None, logged: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write to the audit log, in the transaction of what is told. Only operators change the catalogue."""
@@ -649,6 +695,35 @@ async def _resources_of(connection: AsyncConnection, venue_ids: Sequence[UUID]) 
     return found
 
 
+async def _services_of(connection: AsyncConnection, venue_ids: Sequence[UUID]) -> dict[UUID, list[Service]]:
+    found: dict[UUID, list[Service]] = {}
+    for row in (await connection.execute(_SERVICES_OF_VENUES, {"ids": list(venue_ids)})).all():
+        found.setdefault(row.venue_id, []).append(service_of(row))
+    return found
+
+
+async def _whole_venue(connection: AsyncConnection, row: Row) -> Venue:
+    return _venue(row, await _resources_of(connection, [row.id]), await _services_of(connection, [row.id]))
+
+
+async def slots_are_due(
+    connection: AsyncConnection, of_resources: sa.ColumnElement[bool], *, first: bool = True
+) -> None:
+    """Note that what the slots of these resources are made from has changed, before it is changed: whoever makes slots
+    from the old state waits for the new one, and then finds his lists outdated.
+
+    `first`: also of those that never had a schedule.
+    """
+    if not first:
+        of_resources = sa.and_(of_resources, resources.c.slots_due_at.is_not(None))
+    # In id order: two changes at once wait for each other, and never in a ring.
+    locked = sa.select(resources.c.id).where(of_resources).order_by(resources.c.id).with_for_update(key_share=True)
+    changed = sa.update(resources).where(resources.c.id.in_(locked.cte("locked").select()))
+    await connection.execute(
+        changed.values(schedule_version=resources.c.schedule_version + 1, slots_due_at=sa.func.clock_timestamp())
+    )
+
+
 async def _owners(connection: AsyncConnection, new: Sequence[NewSlot]) -> dict[UUID, Row]:
     """Read the resources of new slots, each of which names its venue too."""
     wanted = sorted({slot.resource_id for slot in new})
@@ -665,15 +740,28 @@ async def _owners(connection: AsyncConnection, new: Sequence[NewSlot]) -> dict[U
     return owners
 
 
-def _new_slot_row(new: NewSlot, owner: Row) -> dict[str, Any]:
+async def _buffers(connection: AsyncConnection, new: Sequence[NewSlot]) -> dict[UUID, timedelta]:
+    """Read how long the services of new slots keep their resource busy afterwards. That they are of its venue, the
+    database sees to.
+    """
+    wanted = sorted({slot.service_id for slot in new if slot.service_id is not None})
+    query = sa.select(services.c.id, services.c.buffer_minutes).where(services.c.id == sa.any_(_IDS))
+    rows = (await connection.execute(query, {"ids": wanted})).all() if wanted else []
+    return {row.id: timedelta(minutes=row.buffer_minutes) for row in rows}
+
+
+def _new_slot_row(new: NewSlot, owner: Row, buffers: Mapping[UUID, timedelta]) -> dict[str, Any]:
+    buffer = buffers.get(new.service_id, timedelta()) if new.service_id else timedelta()
     return {
         "id": new_id(),
         "venue_id": owner.venue_id,
         "resource_id": owner.id,
         "resource_no": owner.no,
         "one_at_a_time": owner.one_at_a_time,
+        "service_id": new.service_id,
         "starts_at": new.starts_at,
         "ends_at": new.ends_at,
+        "occupied_until": new.ends_at + buffer,
         "capacity": new.capacity,
         "available_count": new.capacity,  # this and the next are the trigger's to decide; the columns are NOT NULL
         "exclusive": new.capacity == 1,
@@ -685,12 +773,28 @@ def _new_slot_row(new: NewSlot, owner: Row) -> dict[str, Any]:
 # -- rows to values ---------------------------------------------------------------------------------------------------
 
 
-def _venue(row: Row, of_venues: Mapping[UUID, list[Resource]]) -> Venue:
+def _venue(row: Row, of_venues: Mapping[UUID, list[Resource]], offered: Mapping[UUID, list[Service]]) -> Venue:
     return Venue(
         row.id, row.slug, row.name, row.timezone, row.payment, row.hold_ttl_seconds, row.hold_max_seconds,
         row.refund_hours, row.return_origins,
-        row.created_at, of_venues.get(row.id, []),
+        row.created_at, of_venues.get(row.id, []), offered.get(row.id, []),
     )  # fmt: skip
+
+
+def service_of(row: Row) -> Service:
+    return Service(
+        id=row.id,
+        venue=row.slug,
+        name=row.name,
+        duration_minutes=row.duration_minutes,
+        buffer_minutes=row.buffer_minutes,
+        capacity=row.capacity,
+        price_amount=row.price_amount,
+        price_currency=row.price_currency,
+        active=row.active,
+        created_at=row.created_at,
+        resource_ids=row.resource_ids,
+    )
 
 
 def _slot(row: Row) -> Slot:
@@ -701,8 +805,11 @@ def _slot(row: Row) -> Slot:
         timezone=row.timezone,
         resource_id=row.resource_id,
         resource_name=row.resource_name,
+        service_id=row.service_id,
+        service_name=row.service_name,
         starts_at=row.starts_at,
         ends_at=row.ends_at,
+        closes_at=row.closes_at,
         capacity=row.capacity,
         available_count=row.available_count,
         open=row.status == "open",

@@ -1,6 +1,6 @@
 """The words of the business as plain values: no stores, no HTTP, no clock."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -8,6 +8,7 @@ import msgspec
 
 BookingStatus = Literal["held", "pending_payment", "confirmed", "cancelled", "expired"]
 ResourceKind = Literal["person", "place", "event"]
+DeviationKind = Literal["off", "extra"]
 PaymentPolicy = Literal["on_site", "required"]
 SlotStatus = Literal["available", "held", "sold_out", "closed", "past"]
 
@@ -71,8 +72,13 @@ class Slot(msgspec.Struct, frozen=True):
     timezone: str
     resource_id: UUID
     resource_name: str
+    #: null, both: the resource itself is sold
+    service_id: UUID | None
+    service_name: str | None
     starts_at: datetime
     ends_at: datetime
+    #: From then on it is too late for customers; null: not before it starts.
+    closes_at: datetime | None
     capacity: int
     available_count: int
     open: bool
@@ -178,6 +184,63 @@ class Resource(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sold, and which resources offer it."""
+
+    id: UUID
+    venue: str
+    name: str
+    duration_minutes: int
+    #: So long after it nothing else can begin for the same person or place.
+    buffer_minutes: int
+    capacity: int
+    price_amount: int | None
+    price_currency: str | None
+    active: bool
+    created_at: datetime
+    resource_ids: list[UUID]
+
+
+class Hours(msgspec.Struct, frozen=True):
+    """Hours of a weekday (1 is Monday), in minutes since midnight on the venue's wall."""
+
+    weekday: int
+    opens: int
+    closes: int
+
+
+class Deviation(msgspec.Struct, frozen=True, kw_only=True):
+    """Days that differ from the week: `off` takes hours away (null: whole days), `extra` then adds some."""
+
+    kind: DeviationKind
+    from_date: date
+    to_date: date
+    opens: int | None
+    closes: int | None
+
+
+class ScheduleException(Deviation, frozen=True, kw_only=True):
+    id: UUID
+    note: str | None
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """When a resource can be booked for some services; `app/hours.py` has the rules."""
+
+    id: UUID
+    resource_id: UUID
+    service_ids: list[UUID]
+    hours: list[Hours]
+    exceptions: list[ScheduleException]
+    step_minutes: int
+    from_date: date
+    #: null: for ever
+    to_date: date | None
+    notice_minutes: int
+    horizon_days: int
+    created_at: datetime
+
+
 class Venue(msgspec.Struct, frozen=True):
     id: UUID
     slug: str
@@ -193,6 +256,8 @@ class Venue(msgspec.Struct, frozen=True):
     return_origins: list[str] | None
     created_at: datetime
     resources: list[Resource]
+    #: those that are offered
+    services: list[Service]
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -91,9 +91,10 @@ _SAME_REQUEST_RULES = ("bookings_pkey", "bookings_one_per_idempotency_key")
 #: What a `Slot` tells, of slots n, venues v and resources r. Blocked is asked as the exclusion constraint is written.
 _SLOT_WITH_NAMES = (
     "n.*, n.id AS slot_id, v.slug, v.timezone, r.name AS resource_name,"
+    " (SELECT o.name FROM services AS o WHERE o.id = n.service_id) AS service_name,"
     " n.one_at_a_time AND EXISTS (SELECT FROM occupied AS o WHERE o.slot_id <> n.id AND"
     "   int8range(o.resource_no, o.resource_no, '[]') && int8range(n.resource_no, n.resource_no, '[]')"
-    "   AND o.during && tstzrange(n.starts_at, n.ends_at)) AS blocked"
+    "   AND o.during && tstzrange(n.starts_at, n.occupied_until)) AS blocked"
 )
 
 _FORGET_ANSWERS = (
@@ -770,8 +771,11 @@ def _slot(row: Row) -> Slot:
         timezone=row.timezone,
         resource_id=row.resource_id,
         resource_name=row.resource_name,
+        service_id=row.service_id,
+        service_name=row.service_name,
         starts_at=row.starts_at,
         ends_at=row.ends_at,
+        closes_at=row.closes_at,
         capacity=row.capacity,
         available_count=row.available_count,
         open=row.status == "open",

@@ -83,7 +83,12 @@ def id_from_key(scope: str, venue_id: UUID, key: str) -> UUID:
 
     `scope` keeps apart what one client may do under one key on different routes.
     """
-    digest = hashlib.sha256(b"\0".join((scope.encode(), venue_id.bytes, key.encode()))).digest()
+    return derived_id(scope.encode(), venue_id.bytes, key.encode())
+
+
+def derived_id(*named: bytes) -> UUID:
+    """Derive an id (UUIDv8, RFC 9562) from what it names: whoever names the same, means the same."""
+    digest = hashlib.sha256(b"\0".join(named)).digest()
     value = int.from_bytes(digest[:16], "big")
     value = value & ~(0xF000 << 64) | 0x8000 << 64
     value = value & ~(0xC000 << 48) | 0x8000 << 48

@@ -27,6 +27,9 @@ ALLOWED = {
     "payments": {"domain", "gateway", "ledger", "tokens"},
     "engine": {"errors", "gateway", "holds", "ledger", "mirror", "payments", "settings", "telemetry"},
     "booking": {"domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
+    "hours": {"domain", "tokens"},
+    "timetable": {"catalogue", "domain", "errors", "hours", "schema", "tokens"},
+    "schedules": {"booking", "engine", "errors", "hours", "ledger"},
     "checkout": {"booking", "domain", "engine", "errors", "gateway", "ledger", "payments", "telemetry", "tokens"},
     "reschedule": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "several": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
@@ -92,7 +95,7 @@ def test_the_simulator_meets_the_service_over_http_only():
         ("psycopg", {"ledger", "catalogue", "embedded", "jobs"}),
         ("stripe", {"gateway"}),
         ("procrastinate", {"jobs", "worker"}),
-        ("sqlalchemy", {"schema", "catalogue"}),
+        ("sqlalchemy", {"schema", "catalogue", "timetable"}),
         ("litestar", set()),
     ],
 )

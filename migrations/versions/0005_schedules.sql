@@ -5,7 +5,7 @@
 -- What is sold, by whom, and when.
 
 ALTER TABLE resources
-    -- When its slots are brought in line with its schedules next; null: it never had a schedule.
+    -- When its slots are brought in line with its schedules next; null: it has none, and no slots of one.
     ADD COLUMN slots_due_at timestamptz,
     -- Grows with every change of what its slots are made from: who has read something older makes nothing of it.
     ADD COLUMN schedule_version bigint NOT NULL DEFAULT 0,
@@ -220,12 +220,14 @@ RETURNS TABLE (what text, slot_id uuid) LANGUAGE plpgsql SET enable_seqscan = of
 #variable_conflict use_column
 DECLARE
     owner resources;
+    made  bigint;
 BEGIN
     SELECT * INTO owner FROM resources WHERE id = this_resource FOR NO KEY UPDATE;
     IF owner.schedule_version IS DISTINCT FROM seen_version THEN
         RETURN QUERY SELECT 'outdated', NULL::uuid;
         RETURN;
     END IF;
+
     RETURN QUERY
         INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, service_id, starts_at, ends_at,
             occupied_until, closes_at, capacity, available_count, exclusive, price_amount, price_currency,
@@ -240,33 +242,53 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM slots AS s WHERE s.id = w.id)
         ON CONFLICT (id) DO NOTHING
         RETURNING 'made', id;
+    GET DIAGNOSTICS made = ROW_COUNT;
+    IF made > 0 THEN  -- told once, not a thousand times: nobody can have known them before
+        INSERT INTO events (type, actor, venue_id, data) VALUES ('slots.made', 'system', owner.venue_id,
+            jsonb_build_object('resource_id', this_resource, 'slots', made, 'from', from_at, 'before', before));
+    END IF;
+
     -- What is locked is being booked at this moment: it is left for the next round, and nobody waits for it here.
     RETURN QUERY
-        UPDATE slots AS s SET status = 'closed', closed_by_schedule = true
-        FROM (SELECT u.id FROM slots AS u
-              WHERE u.resource_id = this_resource AND u.starts_at >= from_at AND u.starts_at < before
-                  AND u.made_by_schedule AND u.status = 'open' AND u.available_count = u.capacity
-                  AND NOT EXISTS (SELECT FROM unnest(ids) AS w (id) WHERE w.id = u.id)
-              ORDER BY u.id FOR NO KEY UPDATE SKIP LOCKED) AS unwanted
-        WHERE s.id = unwanted.id
-        RETURNING 'closed', s.id;
+        WITH unwanted AS (
+            SELECT u.id FROM slots AS u
+            WHERE u.resource_id = this_resource AND u.starts_at >= from_at AND u.starts_at < before
+                AND u.made_by_schedule AND u.status = 'open' AND u.available_count = u.capacity
+                AND NOT EXISTS (SELECT FROM unnest(ids) AS w (id) WHERE w.id = u.id)
+            ORDER BY u.id FOR NO KEY UPDATE SKIP LOCKED
+        ), closed AS (
+            UPDATE slots AS s SET status = 'closed', closed_by_schedule = true
+            FROM unwanted WHERE s.id = unwanted.id RETURNING s.id
+        ), told AS (
+            INSERT INTO events (type, actor, venue_id, slot_id, data)
+            SELECT 'slot.updated', 'system', owner.venue_id, closed.id, '{"status": "closed"}' FROM closed
+        )
+        SELECT 'closed', closed.id FROM closed;
+
     RETURN QUERY
-        UPDATE slots AS s
-        SET status = CASE WHEN s.closed_by_schedule THEN 'open' ELSE s.status END, closed_by_schedule = false,
-            capacity = wanted.capacity, price_amount = wanted.price_amount, price_currency = wanted.price_currency,
-            closes_at = wanted.closes_at
-        FROM (SELECT u.id, u.closed_by_schedule AS was_closed, v.capacity, v.price_amount, v.price_currency, t.closes_at
-              FROM unnest(ids, service_ids, starts, notices) AS w (id, service_id, starts_at, notice)
-              JOIN services AS v ON v.id = w.service_id
-              CROSS JOIN LATERAL (SELECT w.starts_at - nullif(w.notice, 0) * interval '1 minute') AS t (closes_at)
-              JOIN slots AS u ON u.id = w.id
-              WHERE u.made_by_schedule AND u.available_count = u.capacity
-                  AND (u.closed_by_schedule OR u.status = 'open'
-                      AND (u.capacity, u.price_amount, u.price_currency, u.closes_at)
-                      IS DISTINCT FROM (v.capacity, v.price_amount, v.price_currency, t.closes_at))
-              ORDER BY u.id FOR NO KEY UPDATE OF u SKIP LOCKED) AS wanted
-        WHERE s.id = wanted.id
-        RETURNING CASE WHEN wanted.was_closed THEN 'reopened' ELSE 'changed' END, s.id;
+        WITH wanted AS (
+            SELECT u.id, u.closed_by_schedule AS was_closed, v.capacity, v.price_amount, v.price_currency, t.closes_at
+            FROM unnest(ids, service_ids, starts, notices) AS w (id, service_id, starts_at, notice)
+            JOIN services AS v ON v.id = w.service_id
+            CROSS JOIN LATERAL (SELECT w.starts_at - nullif(w.notice, 0) * interval '1 minute') AS t (closes_at)
+            JOIN slots AS u ON u.id = w.id
+            WHERE u.made_by_schedule AND u.available_count = u.capacity
+                AND (u.closed_by_schedule OR u.status = 'open'
+                    AND (u.capacity, u.price_amount, u.price_currency, u.closes_at)
+                    IS DISTINCT FROM (v.capacity, v.price_amount, v.price_currency, t.closes_at))
+            ORDER BY u.id FOR NO KEY UPDATE OF u SKIP LOCKED
+        ), followed AS (
+            UPDATE slots AS s
+            SET status = 'open', closed_by_schedule = false, capacity = wanted.capacity, closes_at = wanted.closes_at,
+                price_amount = wanted.price_amount, price_currency = wanted.price_currency
+            FROM wanted WHERE s.id = wanted.id RETURNING s.id, s.capacity, wanted.was_closed
+        ), told AS (
+            INSERT INTO events (type, actor, venue_id, slot_id, data)
+            SELECT 'slot.updated', 'system', owner.venue_id, followed.id,
+                jsonb_build_object('status', 'open', 'capacity', followed.capacity)
+            FROM followed
+        )
+        SELECT CASE WHEN followed.was_closed THEN 'reopened' ELSE 'changed' END, followed.id FROM followed;
 END $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
