@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Example
 from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 
-from app import booking, checkout, domain
+from app import booking, checkout, domain, reschedule, several
 from app.api import answers, wire
 from app.api.answers import Answer
 from app.api.docs import problems, token_or_operator
@@ -40,6 +40,8 @@ ManageToken = Annotated[
 ]
 
 BookingWanted = wire.BookingOfSlot | wire.BookingOfHold
+BookingsWanted = BookingWanted | wire.BookingOfItems
+HoldsWanted = wire.HoldWanted | wire.HoldsWanted
 
 #: A page of slots with room is filled up at most so often: others may hold all of a page's places.
 MAX_REFILLS = 5
@@ -99,13 +101,17 @@ async def read_slot(request: ApiRequest, slot_id: FromPath[UUID]) -> Response[wi
 
 @post("/v1/holds", responses=problems(404, 409, 422, body=True))
 async def take_hold(
-    request: ApiRequest, data: JSONBody[wire.HoldWanted], key: IdempotencyKey = None
-) -> Response[wire.Hold]:
-    """Hold places of a slot for a while."""
+    request: ApiRequest, data: JSONBody[SkipValidation[HoldsWanted]], key: IdempotencyKey = None
+) -> Response[wire.Hold | wire.Holds]:
+    """Hold places of a slot for a while; or of several slots, all or none."""
     return await hold_places(request.engine, request.caller, data, key)
 
 
-async def hold_places(engine: Engine, caller: Caller, asked: wire.HoldWanted, key: str | None) -> Answer:
+async def hold_places(engine: Engine, caller: Caller, asked: HoldsWanted, key: str | None) -> Answer:
+    if isinstance(asked, wire.HoldsWanted):
+        held = await several.hold(engine, _items(asked), key=idempotency_key(key), caller=caller)
+        body = wire.Holds(data=[wire.hold(*each) for each in held])
+        return answers.created(body, replayed=all(hold.replayed for hold, _ in held))
     hold, token = await booking.take_hold(
         engine, asked.slot_id, asked.quantity, key=idempotency_key(key), caller=caller
     )
@@ -163,15 +169,28 @@ async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: Hold
 
 @post("/v1/bookings", responses=problems(402, 404, 409, 410, 422, body=True))
 async def create_booking(
-    request: ApiRequest, data: JSONBody[SkipValidation[BookingWanted]], key: IdempotencyKey = None
-) -> Response[wire.Booking]:
-    """Book places of a slot, or those of a hold."""
+    request: ApiRequest, data: JSONBody[SkipValidation[BookingsWanted]], key: IdempotencyKey = None
+) -> Response[wire.Booking | wire.Bookings]:
+    """Book places of a slot, or those of a hold; or of several slots, all or none."""
     return await book_places(request.engine, request.caller, data, key)
 
 
-async def book_places(engine: Engine, caller: Caller, asked: BookingWanted, key: str | None) -> Answer:
+async def book_places(engine: Engine, caller: Caller, asked: BookingsWanted, key: str | None) -> Answer:
+    if isinstance(asked, wire.BookingOfItems):
+        return await _book_several(engine, caller, asked, idempotency_key(key))
     made, token = await booking.book(engine, wanted(asked, idempotency_key(key)), caller=caller)
     return answers.created(wire.booking(made, token), location=f"/v1/bookings/{made.id}", replayed=made.replayed)
+
+
+async def _book_several(engine: Engine, caller: Caller, asked: wire.BookingOfItems, key: str | None) -> Answer:
+    order = several.Order(items=_items(asked), customer=asked.customer.normalised(), metadata=asked.metadata, key=key)
+    made = await several.book(engine, order, caller=caller)
+    body = wire.Bookings(data=[wire.booking(*each) for each in made])
+    return answers.created(body, replayed=all(each.replayed for each, _ in made))
+
+
+def _items(asked: wire.HoldsWanted | wire.BookingOfItems) -> list[several.Item]:
+    return [several.Item(item.slot_id, item.quantity) for item in asked.items]
 
 
 def wanted(data: BookingWanted, key: str | None) -> booking.BookingRequest:
@@ -216,6 +235,36 @@ async def cancel_booking(
     return answers.again(body, replayed=False)
 
 
+@post(
+    "/v1/bookings/{booking_id:str}/reschedule",
+    status_code=200,
+    security=token_or_operator,
+    responses=problems(401, 402, 404, 409, 422, body=True),
+)
+async def reschedule_booking(
+    request: ApiRequest,
+    booking_id: FromPath[UUID],
+    data: JSONBody[wire.Reschedule],
+    token: ManageToken = None,
+    key: IdempotencyKey = None,
+) -> Response[wire.Booking]:
+    """Move a booking to another slot of its venue in one step, by its manage token or as an operator. Refused, it stays
+    where it is.
+    """
+    proof = _proof(request, token)
+    this = keyed(f"reschedule:{booking_id}", key, data)
+    if this:
+        await booking.read_booking(request.engine, booking_id, proof)  # the key alone proves nothing
+        if first := await request.catalogue.first_answer(this):
+            return answers.again(first, replayed=True)
+    wish = reschedule.Wish(data.slot_id, data.quantity, data.version)
+    moved = await reschedule.reschedule(request.engine, booking_id, proof, wish, caller=request.caller)
+    body = msgspec.json.encode(wire.booking(moved))
+    if this:
+        body = await request.catalogue.keep_answer(this, body)
+    return answers.again(body, replayed=False)
+
+
 def _proof(request: ApiRequest, token: str | None) -> str | None:
     """Tell by what right a booking is asked for: None for operators, else the token that was shown.
 
@@ -231,11 +280,11 @@ def _proof(request: ApiRequest, token: str | None) -> str | None:
 
 ROUTES: list[HTTPRouteHandler] = [
     read_venue, list_slots, read_slot, take_hold, read_hold, extend_hold, release_hold, create_booking, read_booking,
-    cancel_booking,
+    cancel_booking, reschedule_booking,
 ]  # fmt: skip
 
 #: What a crowd asks for, with what is in the body: see `direct`.
 CROWDED: Mapping[str, tuple[Callable[[Engine, Caller, Any, str | None], Awaitable[Answer]], Any]] = {
-    "/v1/holds": (hold_places, wire.HoldWanted),
-    "/v1/bookings": (book_places, BookingWanted),
+    "/v1/holds": (hold_places, HoldsWanted),
+    "/v1/bookings": (book_places, BookingsWanted),
 }

@@ -29,13 +29,16 @@ from app.webhooks import deliveries, endpoints, target
 MAX_SLOT_LENGTH = timedelta(days=31)
 MAX_SLOTS_AT_ONCE = 1_000
 
+#: Slots that one request may hold or book together.
+MAX_ITEMS = 20
 Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
 Slug = Annotated[str, Meta(max_length=63, pattern=whole("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"))]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
 RefundHours = Annotated[
     int, Meta(ge=0, le=8_760, description="a customer who cancels later than this before the start gets nothing back")
 ]
-Origin = Annotated[str, Meta(max_length=300, pattern=whole("https?://[A-Za-z0-9.:\\[\\]-]+"))]
+_ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
+Origin = Annotated[str, Meta(max_length=300, pattern=whole(_ORIGIN))]
 Origins = Annotated[
     list[Origin], Meta(max_length=20, description="where a customer may be sent after paying; null: any https page")
 ]
@@ -76,6 +79,22 @@ class HoldWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class BookingOfSlot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Places of one slot among several."""
+
+    slot_id: UUID
+    quantity: Quantity = 1
+
+
+Items = Annotated[list[Item], Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
+class HoldsWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hold places of several slots of one venue: all of them, or none."""
+
+    items: Items
+
+
     """Book places of a slot at once."""
 
     slot_id: UUID
@@ -96,7 +115,7 @@ Url = Annotated[
     str,
     Meta(
         max_length=2_000,
-        pattern=whole("https?://[!-~]+"),
+        pattern=whole(rf"{_ORIGIN}([/?#][!-~]*)?"),
         description="https, of one of the venue's `return_origins` if it has named any",
     ),
 ]
@@ -117,6 +136,22 @@ class CheckoutOfHold(BookingOfHold, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 # -- requests: operators ----------------------------------------------------------------------------------------------
+class BookingOfItems(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Book places of several slots of one venue: all of them, or none."""
+
+    items: Items
+    customer: CustomerDetails
+    metadata: Metadata = {}
+
+
+class Reschedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a booking shall go. With `version` only if it is still the one that was seen."""
+
+    slot_id: UUID
+    quantity: Quantity | None = None
+    version: Annotated[int, Meta(ge=1, le=2_000_000_000)] | None = None
+
+
 
 
 @cache
@@ -453,6 +488,8 @@ class Checkout(msgspec.Struct, frozen=True, kw_only=True):
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
+    #: Grows with each change; give it with a reschedule.
+    version: int
     at: At
     type: str
     actor: str
@@ -550,6 +587,41 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     code: str
     request_id: str | None
+class Holds(msgspec.Struct, frozen=True, kw_only=True):
+    """What was held together, in the order asked; each is a hold of its own."""
+
+    data: list[Hold]
+
+
+class Bookings(msgspec.Struct, frozen=True, kw_only=True):
+    """What was booked together, in the order asked; each is a booking of its own."""
+
+    data: list[Booking]
+
+
+class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
+    slot_id: UUID
+    reason: Literal["held", "booked", "closed", "past"]
+    requested: int
+    available: int
+
+
+class CalendarFeed(msgspec.Struct, frozen=True, kw_only=True):
+    """`url` is told when the feed is made or rotated, and never again; `resource` null: the whole venue."""
+
+    id: UUID
+    venue: str
+    resource: Named | None
+    url: str | UnsetType = UNSET
+    created_at: At
+    rotated_at: At | None
+
+
+class CalendarFeedPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[CalendarFeed]
+    next_cursor: str | None = None
+
+
     effect: Literal["none"] | UnsetType = UNSET
     errors: list[FieldError] | UnsetType = UNSET
     reason: Literal["held", "booked", "closed", "past"] | UnsetType = UNSET
@@ -576,6 +648,7 @@ def venue(known: domain.Venue) -> Venue:
         id=known.id,
         slug=known.slug,
         name=known.name,
+    items: list[RefusedItem] | UnsetType = UNSET
         timezone=known.timezone,
         payment=known.payment,
         hold_ttl_seconds=known.hold_ttl_seconds,
@@ -666,6 +739,7 @@ def _payment(known: domain.Payment) -> Payment:
         refund_status=known.refund_status,
         refund_reason=known.refund_reason,
         refunded=Money(amount=known.refunded_amount, currency=known.currency),
+        version=known.version,
         rebooked_as=known.rebooked_id,
     )
 

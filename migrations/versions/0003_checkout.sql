@@ -618,7 +618,11 @@ BEGIN
     SELECT * INTO pay FROM payments AS p
     WHERE p.booking_id = this_booking AND p.status IN ('creating', 'open', 'paid') OR p.rebooked_id = this_booking
     FOR UPDATE;
-    SELECT b.status, b.quantity, b.venue_id INTO booking FROM bookings AS b WHERE b.id = this_booking FOR UPDATE;
+    SELECT b.status, b.quantity, b.venue_id, b.slot_id INTO booking
+    FROM bookings AS b WHERE b.id = this_booking FOR UPDATE;
+    IF booking.slot_id IS DISTINCT FROM this_slot THEN
+        RAISE EXCEPTION 'the booking moved meanwhile' USING ERRCODE = 'serialization_failure';  -- and is tried again
+    END IF;
     word := CASE
         WHEN booking.status IS NULL THEN 'not_found'
         WHEN only_held AND booking.status <> 'held' THEN 'resolved'

@@ -1,0 +1,397 @@
+"""Several places in one request: bookings that move, and bookings and holds that are made together or not at all."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service import (
+    CUSTOMER,
+    Service,
+    all_at_once,
+    assert_slot_holds,
+    booking_body,
+    eventually,
+    make_slots,
+    mirrored,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def booked(client: httpx.AsyncClient, slot_id: str, quantity: int = 1) -> dict[str, Any]:
+    answer = await client.post("/v1/bookings", json=booking_body(slot_id, quantity))
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+async def move(client: httpx.AsyncClient, booking: dict[str, Any], slot_id: str, **fields: Any) -> httpx.Response:
+    return await client.post(
+        f"/v1/bookings/{booking['id']}/reschedule",
+        json={"slot_id": slot_id, **fields},
+        headers={"Manage-Token": booking["manage_token"]},
+    )
+
+
+def assert_places(service: Service, slot_id: str, capacity: int, sold: int) -> None:
+    """Check both stores and the API, but not the log, whose sums by slot do not know of moves."""
+    [(count, booked_places)] = service.query(
+        "SELECT s.available_count, (SELECT coalesce(sum(quantity), 0) FROM bookings AS b WHERE b.slot_id = s.id"
+        " AND status IN ('held', 'pending_payment', 'confirmed')) FROM slots AS s WHERE s.id = %s",
+        slot_id,
+    )
+    assert (count, booked_places) == (capacity - sold, sold)
+    if service.redis is not None:
+        eventually(lambda: mirrored(service, slot_id) == (capacity, sold, 0), f"the mirror to say {capacity, sold, 0}")
+
+
+# -- moving -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_booking_moves_with_its_id_and_tokens(service: Service) -> None:
+    async with service.client() as client:
+        old, new = await make_slots(service, client, 3, 4)
+        made = await booked(client, old, 2)
+        answer = await move(client, made, new, version=1)
+        assert answer.status_code == 200, answer.text
+        moved = answer.json()
+        assert (moved["id"], moved["slot_id"], moved["quantity"], moved["version"]) == (made["id"], new, 2, 2)
+        assert moved["available_count"] == 2
+        assert_places(service, old, 3, 0)
+        assert_places(service, new, 4, 2)
+        events = await client.get("/v1/events", params={"booking_id": made["id"]}, headers=service.operator)
+        assert {"booking.rescheduled", "booking.moved_away"} <= {event["type"] for event in events.json()["data"]}
+
+
+async def test_a_second_time_it_is_there_already(service: Service) -> None:
+    async with service.client() as client:
+        old, new = await make_slots(service, client, 1, 1)
+        made = await booked(client, old)
+        first, second = await move(client, made, new), await move(client, made, new)
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert first.json()["version"] == second.json()["version"] == 2
+        assert_places(service, old, 1, 0)
+        assert_places(service, new, 1, 1)
+
+
+async def test_a_refused_move_keeps_the_old_place(service: Service) -> None:
+    async with service.client() as client:
+        old, full, free = await make_slots(service, client, 1, 1, 1)
+        made, _ = await booked(client, old), await booked(client, full)
+        answer = await move(client, made, full)
+        assert answer.status_code == 409, answer.text
+        problem = answer.json()
+        assert (problem["code"], problem["reason"], problem["available"]) == ("slot_unavailable", "booked", 0)
+        assert [slot["id"] for slot in problem["alternatives"]] == [free]
+        assert_places(service, old, 1, 1)
+        assert_places(service, full, 1, 1)
+
+
+async def test_the_first_answer_of_a_keyed_booking_is_the_same_after_it_moved(service: Service) -> None:
+    async with service.client() as client:
+        old, new = await make_slots(service, client, 1, 1)
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        first = await client.post("/v1/bookings", json=booking_body(old), headers=key)
+        assert (await move(client, first.json(), new)).status_code == 200
+        again = await client.post("/v1/bookings", json=booking_body(old), headers=key)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert again.headers["Idempotency-Replayed"] == "true"
+
+
+async def test_an_old_view_of_a_booking_moves_nothing(service: Service) -> None:
+    async with service.client() as client:
+        first, second, third = await make_slots(service, client, 1, 1, 1)
+        made = await booked(client, first)
+        assert (await move(client, made, second, version=1)).status_code == 200
+        stale = await move(client, made, third, version=1)
+        assert (stale.status_code, stale.json()["code"]) == (409, "conflict")
+        assert_places(service, second, 1, 1)
+        assert_places(service, third, 1, 0)
+
+
+async def test_what_cannot_be_moved_says_why(service: Service) -> None:
+    async with service.client() as client:
+        old, new = await make_slots(service, client, 2, 2)
+        [elsewhere] = await make_slots(service, client, 2)
+        made = await booked(client, old)
+        assert (await move(client, made, elsewhere)).json()["code"] == "slot_not_found"
+        assert (await move(client, made, str(uuid.uuid4()))).json()["code"] == "slot_not_found"
+        assert (await move(client, {**made, "manage_token": "x" * 32}, new)).json()["code"] == "booking_not_found"
+        assert (await move(client, made, new, quantity=3)).json()["code"] == "invalid_request"
+        assert (await move(client, made, new, quantity=0)).status_code == 400
+        await client.patch(f"/v1/slots/{new}", json={"status": "closed"}, headers=service.operator)
+        assert (await move(client, made, new)).json()["reason"] == "closed"
+        await client.post(f"/v1/bookings/{made['id']}/cancel", headers=service.operator)
+        assert (await move(client, made, old)).json()["code"] == "already_resolved"
+
+
+async def test_a_party_changes_its_size_in_place(service: Service) -> None:
+    async with service.client() as client:
+        [slot] = await make_slots(service, client, 5)
+        made = await booked(client, slot, 2)
+        assert (await move(client, made, slot, quantity=5)).json()["quantity"] == 5
+        assert_places(service, slot, 5, 5)
+        assert (await move(client, made, slot, quantity=1)).json()["version"] == 3
+        assert_places(service, slot, 5, 1)
+
+
+async def test_a_person_can_move_to_a_time_that_overlaps_the_own_one(service: Service) -> None:
+    async with service.client() as client:
+        old, new, other = await make_slots(service, client, 1, 1, 1, kind="person", hours_apart=0.5)
+        made = await booked(client, old)
+        assert (await move(client, made, new)).status_code == 200
+        assert_places(service, old, 1, 0)
+        assert_places(service, new, 1, 1)
+        taken = await client.post("/v1/bookings", json=booking_body(other))
+        assert taken.status_code == 409  # overlaps the new time
+
+
+async def test_swaps_racing_for_one_place_leave_one_there_and_the_others_where_they_were(service: Service) -> None:
+    rivals = 8
+    async with service.client() as client:
+        target, *homes = await make_slots(service, client, 1, *[1] * rivals)
+        made = [await booked(client, home) for home in homes]
+        requests = [
+            client.build_request(
+                "POST",
+                f"/v1/bookings/{each['id']}/reschedule",
+                json={"slot_id": target},
+                headers={"Manage-Token": each["manage_token"]},
+            )
+            for each in made
+        ]
+        answers = await all_at_once(client, requests)
+        assert sorted(answer.status_code for answer in answers) == [200] + [409] * (rivals - 1)
+        assert_places(service, target, 1, 1)
+        left = [answer.status_code == 200 for answer in answers]
+        for home, has_left in zip(homes, left, strict=True):
+            assert_places(service, home, 1, 0 if has_left else 1)
+
+
+async def test_a_swap_against_a_cancellation_ends_in_one_of_both(service: Service) -> None:
+    async with service.client() as client:
+        for _ in range(5):
+            old, new = await make_slots(service, client, 1, 1)
+            made = await booked(client, old)
+            token = {"Manage-Token": made["manage_token"]}
+            path = f"/v1/bookings/{made['id']}"
+            swap, cancelled = await all_at_once(
+                client,
+                [
+                    client.build_request("POST", f"{path}/reschedule", json={"slot_id": new}, headers=token),
+                    client.build_request("POST", f"{path}/cancel", headers=token),
+                ],
+            )
+            assert cancelled.status_code == 200, cancelled.text
+            assert swap.status_code in (200, 409), swap.text
+            assert_places(service, old, 1, 0)
+            assert_places(service, new, 1, 0)
+
+
+async def test_a_crowd_swapping_in_a_ring_never_oversells(service: Service) -> None:
+    """Everybody wants the next one's place: opposite orders of locks, and no deadlock that anybody hears of."""
+    async with service.client() as client:
+        slots = await make_slots(service, client, *[2] * 6)
+        made = [await booked(client, slot) for slot in slots]
+        requests = [
+            client.build_request(
+                "POST",
+                f"/v1/bookings/{each['id']}/reschedule",
+                json={"slot_id": slots[(number + step) % len(slots)]},
+                headers={"Manage-Token": each["manage_token"]},
+            )
+            for number, each in enumerate(made)
+            for step in (1, 5)
+        ]
+        answers = await all_at_once(client, requests)
+        assert {answer.status_code for answer in answers} <= {200, 409}
+        [(total, least)] = service.query(
+            "SELECT sum(capacity - available_count), min(available_count) FROM slots WHERE id = ANY (%s::uuid[])", slots
+        )
+        assert total == len(slots)
+        assert least >= 0
+
+
+# -- several at once --------------------------------------------------------------------------------------------------
+
+
+def several(*items: tuple[str, int]) -> dict[str, Any]:
+    return {"items": [{"slot_id": slot, "quantity": quantity} for slot, quantity in items], "customer": CUSTOMER}
+
+
+async def test_all_of_an_order_are_booked(service: Service) -> None:
+    async with service.client() as client:
+        one, two = await make_slots(service, client, 2, 5)
+        answer = await client.post("/v1/bookings", json=several((one, 1), (two, 3), (one, 1)))
+        assert answer.status_code == 201, answer.text
+        made = answer.json()["data"]
+        assert [(each["slot_id"], each["quantity"], each["status"]) for each in made] == [
+            (one, 2, "confirmed"),
+            (two, 3, "confirmed"),
+        ]
+        read = await client.get(f"/v1/bookings/{made[1]['id']}", headers={"Manage-Token": made[1]["manage_token"]})
+        assert read.json()["quantity"] == 3
+        assert_slot_holds(service, one, 2, 2)
+        assert_slot_holds(service, two, 5, 3)
+
+
+async def test_one_that_is_full_keeps_all_of_them_from_being_booked(service: Service) -> None:
+    async with service.client() as client:
+        one, full, closed = await make_slots(service, client, 2, 1, 1)
+        await booked(client, full)
+        await client.patch(f"/v1/slots/{closed}", json={"status": "closed"}, headers=service.operator)
+        answer = await client.post("/v1/bookings", json=several((one, 2), (full, 1), (closed, 1)))
+        assert answer.status_code == 409, answer.text
+        problem = answer.json()
+        assert problem["code"] == "slot_unavailable"
+        assert problem["items"] == [
+            {"slot_id": full, "reason": "booked", "requested": 1, "available": 0},
+            {"slot_id": closed, "reason": "closed", "requested": 1, "available": 0},
+        ]
+        assert_slot_holds(service, one, 2, 0)
+        assert_slot_holds(service, full, 1, 1)
+
+
+async def test_a_repeated_order_gets_its_first_answer(service: Service) -> None:
+    async with service.client() as client:
+        one, two, free = await make_slots(service, client, 1, 1, 1)
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        body = several((one, 1), (two, 1))
+        answers = await all_at_once(
+            client, [client.build_request("POST", "/v1/bookings", json=body, headers=key) for _ in range(5)]
+        )
+        assert {answer.status_code for answer in answers} == {201}
+        assert len({answer.content for answer in answers}) == 1
+        other = await client.post("/v1/bookings", json=several((one, 1)), headers=key)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+        single = await client.post("/v1/bookings", json=booking_body(free), headers=key)
+        assert (single.status_code, single.json()["code"]) == (422, "idempotency_key_reused")
+        assert_slot_holds(service, one, 1, 1)
+        assert_slot_holds(service, two, 1, 1)
+
+
+async def test_opposite_orders_racing_never_wait_for_each_other_in_a_circle(service: Service) -> None:
+    async with service.client() as client:
+        slots = await make_slots(service, client, *[1] * 6)
+        orders = [slots, slots[::-1], slots[3:] + slots[:3], slots[2::-1] + slots[:2:-1]]
+        requests = [
+            client.build_request("POST", "/v1/bookings", json=several(*((slot, 1) for slot in order)))
+            for order in orders * 5
+        ]
+        answers = await all_at_once(client, requests)
+        assert sorted({answer.status_code for answer in answers}) in ([201, 409], [201, 409, 503], [409])
+        won = sum(answer.status_code == 201 for answer in answers)
+        sold = service.query("SELECT DISTINCT capacity - available_count FROM slots WHERE id = ANY (%s::uuid[])", slots)
+        assert won <= 1
+        assert sold == [(won,)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"items": [], "customer": CUSTOMER},
+        {"items": [{"slot_id": str(uuid.uuid4()), "quantity": 0}], "customer": CUSTOMER},
+        {"items": [{"slot_id": str(uuid.uuid4())}] * 21, "customer": CUSTOMER},
+        {"items": [{"slot_id": str(uuid.uuid4())}], "slot_id": str(uuid.uuid4()), "customer": CUSTOMER},
+    ],
+)
+async def test_odd_orders_are_refused(with_redis: Service, body: dict[str, Any]) -> None:
+    async with with_redis.client() as client:
+        answer = await client.post("/v1/bookings", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+async def test_an_order_is_of_one_venue(with_redis: Service) -> None:
+    async with with_redis.client() as client:
+        [one], [other] = await make_slots(with_redis, client, 1), await make_slots(with_redis, client, 1)
+        answer = await client.post("/v1/bookings", json=several((one, 1), (other, 1)))
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "items")
+
+
+async def test_one_person_is_not_booked_twice_by_one_order(service: Service) -> None:
+    async with service.client() as client:
+        one, overlapping = await make_slots(service, client, 1, 1, kind="person", hours_apart=0.5)
+        answer = await client.post("/v1/bookings", json=several((one, 1), (overlapping, 1)))
+        assert answer.status_code == 409, answer.text
+        assert {item["slot_id"] for item in answer.json()["items"]} <= {one, overlapping}
+        assert_slot_holds(service, one, 1, 0)
+        assert_slot_holds(service, overlapping, 1, 0)
+
+
+async def test_places_are_held_together_or_not_at_all(service: Service) -> None:
+    async with service.client() as client:
+        one, two = await make_slots(service, client, 2, 1)
+        items = {"items": [{"slot_id": one, "quantity": 2}, {"slot_id": two}]}
+        first = await client.post("/v1/holds", json=items)
+        assert first.status_code == 201, first.text
+        assert [hold["slot_id"] for hold in first.json()["data"]] == [one, two]
+        second = await client.post("/v1/holds", json={"items": [{"slot_id": two}, {"slot_id": one}]})
+        assert second.status_code == 409
+        assert {item["slot_id"] for item in second.json()["items"]} == {one, two}
+        for hold in first.json()["data"]:
+            booked_now = await client.post("/v1/bookings", json={"hold_token": hold["token"], "customer": CUSTOMER})
+            assert booked_now.status_code == 201, booked_now.text
+        assert_slot_holds(service, one, 2, 2)
+        assert_slot_holds(service, two, 1, 1)
+
+
+async def test_a_refused_hold_of_several_gives_back_what_it_took(service: Service) -> None:
+    async with service.client() as client:
+        free, full = await make_slots(service, client, 1, 1)
+        await booked(client, full)
+        refused = await client.post("/v1/holds", json={"items": [{"slot_id": free}, {"slot_id": full}]})
+        assert refused.status_code == 409
+        assert [item["slot_id"] for item in refused.json()["items"]] == [full]
+        assert_slot_holds(service, free, 1, 0)
+
+
+async def test_mixed_crowds_end_exactly(service: Service) -> None:
+    """Orders, single bookings, swaps and cancellations at once: what is promised is what is stored."""
+    async with service.client() as client:
+        slots = await make_slots(service, client, *[3] * 5)
+        seeds = [await booked(client, slot) for slot in slots]
+        requests = []
+        for number, slot in enumerate(slots):
+            after = slots[(number + 1) % len(slots)]
+            headers = {"Manage-Token": seeds[number]["manage_token"]}
+            path = f"/v1/bookings/{seeds[number]['id']}"
+            requests += [
+                client.build_request("POST", "/v1/bookings", json=several((slot, 1), (after, 1))),
+                client.build_request("POST", "/v1/bookings", json=booking_body(slot)),
+                client.build_request("POST", "/v1/bookings", json=booking_body(after, 2)),
+                client.build_request("POST", f"{path}/reschedule", json={"slot_id": after}, headers=headers),
+            ]
+            if number % 2:
+                requests.append(client.build_request("POST", f"{path}/cancel", headers=headers))
+        answers = await all_at_once(client, requests)
+        assert {answer.status_code for answer in answers} <= {200, 201, 409, 503}
+        [(negative, wrong)] = service.query(
+            "SELECT count(*) FILTER (WHERE available_count < 0), count(*) FILTER (WHERE capacity - available_count <> ("
+            "  SELECT coalesce(sum(quantity), 0) FROM bookings AS b WHERE b.slot_id = s.id"
+            "  AND b.status IN ('held', 'pending_payment', 'confirmed'))) FROM slots AS s WHERE id = ANY (%s::uuid[])",
+            slots,
+        )
+        assert (negative, wrong) == (0, 0)
+        promised = sum(
+            sum(each["quantity"] for each in answer.json().get("data", [answer.json()]))
+            for answer in answers
+            if answer.status_code == 201
+        )
+        cancelled = sum(answer.json().get("status") == "cancelled" for answer in answers if answer.status_code == 200)
+        [(sold,)] = service.query(
+            "SELECT sum(capacity - available_count) FROM slots WHERE id = ANY (%s::uuid[])", slots
+        )
+        assert sold == len(seeds) - cancelled + promised
+        await asyncio.sleep(0)
+        for slot in slots:
+            if service.redis is not None:
+                [(taken,)] = service.query("SELECT capacity - available_count FROM slots WHERE id = %s", slot)
+                eventually(lambda: mirrored(service, slot) == (3, taken, 0), "the mirror to agree")  # noqa: B023
