@@ -847,8 +847,11 @@ async def test_while_a_secret_is_rotated_both_sign(venue: Venue, receiver: Recei
 async def test_a_rotation_repeated_under_its_key_is_one_rotation(venue: Venue, receiver: Receiver) -> None:
     before = await venue.endpoint(receiver.url)
     ways = {"derived_from": ("s" * 32,), "key": "once"}
-    rotated = [await endpoints.rotate(venue.ledger, before.id, None, **ways) for _ in range(2)]
-    assert rotated[0].secret == rotated[1].secret != before.secret
+    together = await asyncio.gather(*(endpoints.rotate(venue.ledger, before.id, None, **ways) for _ in range(6)))
+    later = await endpoints.rotate(venue.ledger, before.id, None, **ways)
+    assert {rotated.secret for rotated in together} == {later.secret}
+    assert later.secret != before.secret
+    assert len(venue.told("webhook.rotated")) == 1
     await venue.deliver(await venue.queued())
     receiver.received[0].verified(before.secret)
 
@@ -889,13 +892,14 @@ async def test_an_endpoint_made_twice_under_one_key_is_one(venue: Venue) -> None
         return await endpoints.create(venue.ledger, new, "key-1", None, allow_private=False)
 
     venue.open("garage")
-    both = await asyncio.gather(made("https://hooks.example/"), made("https://hooks.example/"))
-    assert {endpoint.id for endpoint, _ in both} == {both[0][0].id}
-    assert {endpoint.secret for endpoint, _ in both} == {both[0][0].secret}
+    results = await asyncio.gather(*(made("https://hooks.example/") for _ in range(8)))
+    assert {(endpoint.id, endpoint.secret) for endpoint, _ in results} == {(results[0][0].id, results[0][0].secret)}
+    assert [again for _, again in results].count(False) == 1
+    assert len(venue.told("webhook.created")) == 1
     for other in (("https://other.example/", "salon"), ("https://hooks.example/", "garage")):
         with pytest.raises(IdempotencyKeyReused):
             await made(*other)
-    await endpoints.remove(venue.ledger, both[0][0].id, None)
+    await endpoints.remove(venue.ledger, results[0][0].id, None)
     with pytest.raises(Conflict):
         await made("https://hooks.example/")
 

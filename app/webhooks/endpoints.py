@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -73,9 +73,30 @@ async def create(
     except NotAllowed as refused:
         raise InvalidRequest("url", str(refused)) from None
     types = sorted(set(new.types)) if new.types is not None else None
-    venue_id = await venue_id_of(ledger, new.venue)
-    endpoint_id = id_from_key("webhook-endpoint", _EVERY_VENUE, key) if key else new_id()
-    rows = await ledger.repeatable(
+    values = {
+        "id": id_from_key("webhook-endpoint", _EVERY_VENUE, key) if key else new_id(),
+        "venue": await venue_id_of(ledger, new.venue),
+        "url": new.url,
+        "secret": _secret(),
+        "types": types,
+        "request": request_id,
+        "most": MOST_PER_VENUE,
+    }
+    # Of two at once under one key, the second waits for the first, and cannot see its row until it asks once more.
+    rows = await _made_or_found(ledger, values) or await _made_or_found(ledger, values)
+    if not rows:
+        raise Conflict(f"The venue has {MOST_PER_VENUE} webhook endpoints already")
+    [row] = rows
+    if row.removed_at is not None:
+        raise Conflict("The webhook endpoint that this Idempotency-Key made was removed")
+    found = _endpoint(row)
+    if (found.venue, found.url, found.types) != (new.venue, new.url, types):
+        raise IdempotencyKeyReused
+    return found, row.again and key is not None
+
+
+async def _made_or_found(ledger: Ledger, values: Mapping[str, Any]) -> list[Row]:
+    return await ledger.repeatable(
         "WITH made AS ("  # noqa: S608 constants of this module
         "  INSERT INTO webhook_endpoints (id, venue_id, url, secret, types)"
         "  SELECT %(id)s, %(venue)s, %(url)s, %(secret)s, %(types)s::text[]"
@@ -88,25 +109,8 @@ async def create(
         "  SELECT *, false AS again FROM made UNION ALL"
         "  SELECT *, true AS again FROM webhook_endpoints WHERE id = %(id)s)"
         f" SELECT {_COLUMNS}, w.removed_at, w.again FROM found AS w JOIN venues AS v ON v.id = w.venue_id",
-        {
-            "id": endpoint_id,
-            "venue": venue_id,
-            "url": new.url,
-            "secret": _secret(),
-            "types": types,
-            "request": request_id,
-            "most": MOST_PER_VENUE,
-        },
+        values,
     )
-    if not rows:
-        raise Conflict(f"The venue has {MOST_PER_VENUE} webhook endpoints already")
-    [row] = rows
-    if row.removed_at is not None:
-        raise Conflict("The webhook endpoint that this Idempotency-Key made was removed")
-    found = _endpoint(row)
-    if (found.venue, found.url, found.types) != (new.venue, new.url, types):
-        raise IdempotencyKeyReused
-    return found, row.again and key is not None
 
 
 async def listed(ledger: Ledger, venue: str | None, after: tuple[datetime, UUID] | None, limit: int) -> list[Endpoint]:
@@ -186,7 +190,13 @@ async def rotate(
         NotFound
     """
     wanted = _derived_secret(derived_from[0], endpoint_id, key) if key and derived_from else _secret()
-    rows = await ledger.repeatable(
+    values = {"id": endpoint_id, "secret": wanted, "hours": ROTATION_HOURS, "request": request_id}
+    # Of two at once under one key, as above.
+    return _endpoint(_only(await _rotated_or_found(ledger, values) or await _rotated_or_found(ledger, values)))
+
+
+async def _rotated_or_found(ledger: Ledger, values: Mapping[str, Any]) -> list[Row]:
+    return await ledger.repeatable(
         "WITH rotated AS ("  # noqa: S608 constants of this module
         "  UPDATE webhook_endpoints SET old_secret = secret, secret = %(secret)s,"
         "    old_secret_until = clock_timestamp() + %(hours)s * interval '1 hour'"
@@ -199,9 +209,8 @@ async def rotate(
         "  SELECT * FROM rotated UNION ALL"
         "  SELECT * FROM webhook_endpoints WHERE id = %(id)s AND secret = %(secret)s)"
         f" SELECT {_COLUMNS} FROM found AS w JOIN venues AS v ON v.id = w.venue_id",
-        {"id": endpoint_id, "secret": wanted, "hours": ROTATION_HOURS, "request": request_id},
+        values,
     )
-    return _endpoint(_only(rows))
 
 
 async def venue_id_of(ledger: Ledger, slug: str) -> UUID:

@@ -37,7 +37,7 @@ CREATE TABLE webhook_deliveries (
     -- When the next attempt may begin; null when there is none to come. While one is under way: when whoever makes it
     -- is taken for dead.
     next_at       timestamptz DEFAULT clock_timestamp(),
-    leased_until  timestamptz,                               -- null: in nobody's hands, whether attempted or about to be
+    leased_until  timestamptz,                               -- null: in no worker's hands
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     delivered_at  timestamptz,
     -- However often an event is read from the log, it is sent to an endpoint once.
@@ -51,8 +51,9 @@ CREATE TABLE webhook_deliveries (
     CONSTRAINT webhook_deliveries_answer_status_range CHECK (answer_status BETWEEN 100 AND 999),
     CONSTRAINT webhook_deliveries_error_length CHECK (char_length(error) BETWEEN 1 AND 200)
 );
+-- What is handed out next of each endpoint, and how many of it are in hand.
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_at) WHERE status = 'pending';
 CREATE INDEX webhook_deliveries_leased ON webhook_deliveries (endpoint_id, leased_until) WHERE leased_until IS NOT NULL;
 CREATE INDEX webhook_deliveries_by_endpoint ON webhook_deliveries (endpoint_id, created_at, id);  -- lists of a venue
-CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (created_at, id);                   -- all lists, and what is forgotten
-CREATE INDEX webhook_deliveries_dead ON webhook_deliveries (created_at, id) WHERE status = 'dead';
+CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (created_at, id);                   -- lists, forgetting
+CREATE INDEX webhook_deliveries_dead ON webhook_deliveries (created_at, id) WHERE status = 'dead';  -- lists of them
