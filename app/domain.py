@@ -145,6 +145,8 @@ RefundStatus = Literal["none", "due", "waived", "done"]
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to be paid for a booking; see the table in migration 0003 for what each status means."""
+    #: Grows each time it is rescheduled, so that whoever acts on an old view can be told.
+    version: int = 1
     #: Grows with each change, so that whoever acts on an old view can be told.
     version: int = 1
 

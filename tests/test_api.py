@@ -20,7 +20,7 @@ SLOT_FIELDS = {
 }  # fmt: skip
 BOOKING_FIELDS = {
     "id", "slot_id", "quantity", "status", "customer", "metadata", "expires_at", "created_at", "confirmed_at",
-    "cancelled_at", "available_count",
+    "cancelled_at", "available_count", "version",
 }  # fmt: skip
 HOLD_FIELDS = {"id", "slot_id", "quantity", "status", "expires_at", "ttl_seconds", "server_time", "degraded"}
 EVENT_FIELDS = {"seq", "at", "type", "actor", "booking_id", "slot_id", "data"}

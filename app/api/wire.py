@@ -488,6 +488,8 @@ class Checkout(msgspec.Struct, frozen=True, kw_only=True):
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
+    #: Grows each time the booking is rescheduled: give it with the next one.
+    version: int
     #: Grows with each change; give it with a reschedule.
     version: int
     at: At
