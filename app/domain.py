@@ -136,6 +136,8 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_at: datetime | None
     cancelled_at: datetime | None
     available_count: int
+    #: Grows each time it is rescheduled, so that whoever acts on an old view can be told.
+    version: int = 1
     replayed: bool = False
 
 
@@ -145,10 +147,6 @@ RefundStatus = Literal["none", "due", "waived", "done"]
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to be paid for a booking; see the table in migration 0003 for what each status means."""
-    #: Grows each time it is rescheduled, so that whoever acts on an old view can be told.
-    version: int = 1
-    #: Grows with each change, so that whoever acts on an old view can be told.
-    version: int = 1
 
     id: UUID
     venue_id: UUID

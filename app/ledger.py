@@ -157,7 +157,6 @@ class StoredBooking(msgspec.Struct, frozen=True):
     expired_at: datetime | None
 
 
-class InDoubt(Exception):
 class Moved(msgspec.Struct, frozen=True):
     """What became of a move: a word of `move_booking`, and the counts of the new slot and of the old one."""
 
@@ -166,6 +165,7 @@ class Moved(msgspec.Struct, frozen=True):
     counts: list[Counts]
 
 
+class InDoubt(Exception):
     """The statement was sent, its reply never came."""
 
 
@@ -376,7 +376,6 @@ class Ledger:
         )
         return row.word, row.cancelled_at, None if row.slot_id is None else counts_of(row)
 
-    async def repeatable(self, statement: str, values: Any) -> list[Row]:
     async def commit_all(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
         """Decide a list of requests as one: all are written, or none. A lost reply is settled as for a single one.
 
@@ -415,6 +414,7 @@ class Ledger:
         counts = [counts_of(row) for row in rows if row.resource_id is not None]
         return Moved(rows[0].word, rows[0].may_free_at, counts)
 
+    async def repeatable(self, statement: str, values: Any) -> list[Row]:
         """Run a statement that finds itself done when it is repeated: a lost reply is asked for once more.
 
         Raises:
@@ -758,12 +758,12 @@ def _stored(row: Row) -> StoredBooking:
         confirmed_at=row.confirmed_at,
         cancelled_at=row.cancelled_at,
         available_count=row.available_count,
+        version=row.version,
     )
     return StoredBooking(booking, row.manage_token_hash, row.available_after, row.expired_at)
 
 
 def _slot(row: Row) -> Slot:
-        version=row.version,
     return Slot(
         id=row.slot_id,
         venue_id=row.venue_id,

@@ -28,9 +28,9 @@ from app.webhooks import deliveries, endpoints, target
 #: The database holds slots to the same.
 MAX_SLOT_LENGTH = timedelta(days=31)
 MAX_SLOTS_AT_ONCE = 1_000
-
 #: Slots that one request may hold or book together.
 MAX_ITEMS = 20
+
 Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
 Slug = Annotated[str, Meta(max_length=63, pattern=whole("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"))]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -78,7 +78,6 @@ class HoldWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     quantity: Quantity = 1
 
 
-class BookingOfSlot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Places of one slot among several."""
 
@@ -95,6 +94,7 @@ class HoldsWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     items: Items
 
 
+class BookingOfSlot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Book places of a slot at once."""
 
     slot_id: UUID
@@ -135,7 +135,6 @@ class CheckoutOfHold(BookingOfHold, frozen=True, kw_only=True, forbid_unknown_fi
     cancel_url: Url | None = None
 
 
-# -- requests: operators ----------------------------------------------------------------------------------------------
 class BookingOfItems(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Book places of several slots of one venue: all of them, or none."""
 
@@ -152,6 +151,7 @@ class Reschedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     version: Annotated[int, Meta(ge=1, le=2_000_000_000)] | None = None
 
 
+# -- requests: operators ----------------------------------------------------------------------------------------------
 
 
 @cache
@@ -474,6 +474,8 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_at: At | None
     cancelled_at: At | None
     available_count: int
+    #: Grows each time the booking is rescheduled: give it with the next one.
+    version: int
     payment: Payment | UnsetType = UNSET
 
 
@@ -488,10 +490,6 @@ class Checkout(msgspec.Struct, frozen=True, kw_only=True):
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
-    #: Grows each time the booking is rescheduled: give it with the next one.
-    version: int
-    #: Grows with each change; give it with a reschedule.
-    version: int
     at: At
     type: str
     actor: str
@@ -575,20 +573,6 @@ class WebhookDeliveryPage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class FieldError(msgspec.Struct, frozen=True, kw_only=True):
-    field: str
-    message: str
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """RFC 9457. `title` is constant per `type`; which of the last fields are there depends on `code`."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str | None
 class Holds(msgspec.Struct, frozen=True, kw_only=True):
     """What was held together, in the order asked; each is a hold of its own."""
 
@@ -608,22 +592,20 @@ class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
     available: int
 
 
-class CalendarFeed(msgspec.Struct, frozen=True, kw_only=True):
-    """`url` is told when the feed is made or rotated, and never again; `resource` null: the whole venue."""
-
-    id: UUID
-    venue: str
-    resource: Named | None
-    url: str | UnsetType = UNSET
-    created_at: At
-    rotated_at: At | None
+class FieldError(msgspec.Struct, frozen=True, kw_only=True):
+    field: str
+    message: str
 
 
-class CalendarFeedPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[CalendarFeed]
-    next_cursor: str | None = None
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457. `title` is constant per `type`; which of the last fields are there depends on `code`."""
 
-
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None
     effect: Literal["none"] | UnsetType = UNSET
     errors: list[FieldError] | UnsetType = UNSET
     reason: Literal["held", "booked", "closed", "past"] | UnsetType = UNSET
@@ -636,6 +618,7 @@ class CalendarFeedPage(msgspec.Struct, frozen=True, kw_only=True):
     booking_status: BookingStatus | UnsetType = UNSET
     resolved_at: At | UnsetType | None = UNSET
     alternatives: list[Slot] | UnsetType = UNSET
+    items: list[RefusedItem] | UnsetType = UNSET
 
 
 # -- values to answers ------------------------------------------------------------------------------------------------
@@ -650,7 +633,6 @@ def venue(known: domain.Venue) -> Venue:
         id=known.id,
         slug=known.slug,
         name=known.name,
-    items: list[RefusedItem] | UnsetType = UNSET
         timezone=known.timezone,
         payment=known.payment,
         hold_ttl_seconds=known.hold_ttl_seconds,
@@ -727,6 +709,7 @@ def booking(
         confirmed_at=known.confirmed_at,
         cancelled_at=known.cancelled_at,
         available_count=known.available_count,
+        version=known.version,
         payment=UNSET if payment is None else _payment(payment),
     )
 
@@ -741,7 +724,6 @@ def _payment(known: domain.Payment) -> Payment:
         refund_status=known.refund_status,
         refund_reason=known.refund_reason,
         refunded=Money(amount=known.refunded_amount, currency=known.currency),
-        version=known.version,
         rebooked_as=known.rebooked_id,
     )
 
