@@ -9,10 +9,11 @@
 
 Why paid means booked or refunded once: the places are taken before anybody can pay, and are given back only when Stripe
 says that the session can never be paid any more ("expire first"). What is paid all the same, late or in error, finds
-its places again or becomes a refund that is owed, in the transaction that notes the payment; the key of the refund is
-the payment's id at Stripe. A webhook is only a reason to look: everything can be repeated, in any order.
+its places again or becomes a refund that is owed, in the transaction that notes the payment; a refund asks for all that
+is left, which Stripe gives once. A webhook is only a reason to look: everything can be repeated, in any order.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,10 +29,20 @@ from app import booking
 from app.booking import BookingRequest, Caller
 from app.domain import Booking, Payment
 from app.engine import Engine
-from app.errors import AlreadyResolved, HoldNotFound, InvalidRequest, PaymentFailed, Problem, SlotNotFound
+from app.errors import (
+    AlreadyResolved,
+    BookingNotFound,
+    HoldNotFound,
+    InvalidRequest,
+    PaymentFailed,
+    Problem,
+    SlotNotFound,
+)
 from app.gateway import (
+    ANSWER_SECONDS,
     AlreadyRefunded,
     Gateway,
+    InProgress,
     NoSuchSession,
     NotOpen,
     Refused,
@@ -115,14 +126,19 @@ async def checkout(engine: Engine, request: BookingRequest, way: Way, *, caller:
         raise PaymentFailed("No payment is set up here")
     to_pay = _new_payment(engine, request, order, way)
     waiting = msgspec.structs.replace(request, payment=to_pay, ttl_ms=SESSION_MINUTES * 60_000)
-    made, token = await booking.book(engine, waiting, caller=caller)
+    try:
+        made, token = await booking.book(engine, waiting, caller=caller)
+    except BookingNotFound as error:  # of a request with the same key, which gave it up at this moment
+        raise PaymentFailed from error
     payment = await engine.payments.of_booking(made.id)
     if payment is None:
         raise AssertionError("a booking that waits for payment has one")
     if payment.status == "creating":
         payment = await _open_session(engine, engine.gateway, payment)
-    if payment.session_url is None:  # it came to its end before anybody could pay
+    if payment.session_url is None and payment.status == "expired":  # its time was over before anybody could pay
         raise AlreadyResolved(made.id, "expired", None)
+    if payment.session_url is None or payment.status == "abandoned":
+        raise PaymentFailed
     outcomes("checkout", "replayed" if made.replayed else "created").inc()
     made = msgspec.structs.replace(made, expires_at=payment.expires_at)
     return Started(made, token, payment.session_url, payment.session_id, payment.expires_at)
@@ -149,13 +165,16 @@ def _require_allowed(offer: Offer, way: Way) -> None:
     for field, url in (("success_url", way.success_url), ("cancel_url", way.cancel_url)):
         if url is None:
             continue
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise InvalidRequest(field, "Must be a URL") from None
         origin = f"{parts.scheme}://{parts.netloc}"
         if offer.return_origins is not None:
             if origin not in offer.return_origins:
                 raise InvalidRequest(field, "Its origin is not among the venue's return_origins")
-        elif parts.scheme != "https" and parts.hostname not in _LOOPBACK:
-            raise InvalidRequest(field, "Must begin with https://")
+        elif not parts.hostname or (parts.scheme != "https" and parts.hostname not in _LOOPBACK):
+            raise InvalidRequest(field, "Must begin with https:// and name a host")
 
 
 def _new_payment(engine: Engine, request: BookingRequest, order: Order, way: Way) -> NewPayment:
@@ -208,24 +227,42 @@ def _session_params(
 
 
 async def _open_session(engine: Engine, gateway: Gateway, payment: Payment) -> Payment:
-    """Have Stripe make the session of a payment, or find the one it made, and give the places back if it does not."""
-    params = await engine.payments.params(payment.id)
+    """Have Stripe make the session of a payment, or find the one it made, and give the places back if it does not.
+
+    Requests with the same key come here side by side: what one of them brought about holds for all.
+    """
     try:
-        session = await gateway.create_session(params or {}, str(payment.id))
-    except (Refused, NoSuchSession, Unclear) as error:
-        maybe = isinstance(error, Unclear)
-        change = await engine.payments.fail(payment.id, maybe=maybe, why=str(error))
-        await _tell_mirror(engine, change)
-        outcomes("checkout", "payment_failed").inc()
-        log.warning("checkout_failed", payment_id=str(payment.id), reason=str(error), session_may_exist=maybe)
-        raise PaymentFailed from error
-    word = await engine.payments.open(payment.id, session)
-    if word not in ("open", "paid"):
-        raise PaymentFailed  # another request with this key, or a cancellation, gave it up meanwhile
-    opened = await engine.payments.payment(payment.id)
-    if opened is None:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            session = await _make_session(engine, gateway, payment)
+    except (Refused, NoSuchSession, Unclear, TimeoutError) as error:
+        maybe, why = isinstance(error, Unclear | TimeoutError), str(error) or "no answer in time"
+        change = await engine.payments.fail(payment.id, maybe=maybe, why=why)
+        if change.word == "failed":
+            await _tell_mirror(engine, change)
+            outcomes("checkout", "payment_failed").inc()
+            log.warning("checkout_failed", payment_id=str(payment.id), reason=why, session_may_exist=maybe)
+            raise PaymentFailed from error
+    else:
+        if session is not None:
+            await engine.payments.open(payment.id, session)
+    decided = await engine.payments.payment(payment.id)
+    if decided is None:
         raise AssertionError("payments are never deleted")
-    return opened
+    if decided.status == "closing":  # cancelled meanwhile
+        raise PaymentFailed
+    return decided
+
+
+async def _make_session(engine: Engine, gateway: Gateway, payment: Payment) -> Session | None:
+    """Ask Stripe for a session as long as it is busy with this very call. None: another request has decided it."""
+    params = await engine.payments.params(payment.id)
+    while True:
+        try:
+            return await gateway.create_session(params or {}, str(payment.id))
+        except InProgress:
+            found = await engine.payments.payment(payment.id)
+            if found is None or found.status != "creating":
+                return None
 
 
 async def _tell_mirror(engine: Engine, change: Change) -> None:
@@ -415,7 +452,9 @@ async def _session_id(engine: Engine, gateway: Gateway, payment: Payment) -> str
     params = await engine.payments.params(payment.id)
     try:
         session = await gateway.create_session(params or {}, str(payment.id))
-    except (Refused, NoSuchSession):
+    except (Refused, NoSuchSession) as error:
+        # Left half made by a process that died, nobody was told of it, and its key is free again: nothing is kept.
+        await _tell_mirror(engine, await engine.payments.fail(payment.id, maybe=False, why=str(error)))
         await _tell_mirror(engine, await engine.payments.end(payment.id, "failed"))
         return None
     except Unclear:
@@ -450,20 +489,27 @@ async def cancel(engine: Engine, booking_id: UUID, proof: str | None, *, caller:
         What `booking.cancel` raises.
     """
     found = await booking.read_booking(engine, booking_id, proof)
+    expired = False
     if found.status == "pending_payment" and engine.gateway is not None:
-        await _expire_session(engine, engine.gateway, booking_id)
-    return await booking.cancel(engine, booking_id, proof, caller=caller)
+        expired = await _expire_session(engine, engine.gateway, booking_id)
+    try:
+        return await booking.cancel(engine, booking_id, proof, caller=caller)
+    except AlreadyResolved:
+        if not expired:
+            raise
+        return await booking.read_booking(engine, booking_id, proof)  # Stripe's news of what we did came before us
 
 
-async def _expire_session(engine: Engine, gateway: Gateway, booking_id: UUID) -> None:
-    """Stop a session from being paid, as far as Stripe can be reached. If it cannot, the worker goes on trying, and a
-    payment that comes all the same goes back: its booking is cancelled.
+async def _expire_session(engine: Engine, gateway: Gateway, booking_id: UUID) -> bool:
+    """Stop a session from being paid, as far as Stripe can be reached; True: that was done. If it cannot, the worker
+    goes on trying, and a payment that comes all the same goes back: its booking is cancelled.
     """
     payment = await engine.payments.of_booking(booking_id)
     if payment is None or payment.session_id is None:
-        return
+        return False
     try:
         await gateway.expire(payment.session_id)
+        return True
     except NotOpen:
         try:
             await settle(engine, await gateway.session(payment.session_id))
@@ -471,6 +517,7 @@ async def _expire_session(engine: Engine, gateway: Gateway, booking_id: UUID) ->
             log.warning("session_not_read", payment_id=str(payment.id))
     except (Unclear, Refused, NoSuchSession) as error:
         log.warning("session_not_expired", payment_id=str(payment.id), reason=str(error))
+    return False
 
 
 async def refund(engine: Engine, payment_id: UUID) -> str:
@@ -485,11 +532,12 @@ async def refund(engine: Engine, payment_id: UUID) -> str:
     if payment.payment_intent is None:
         raise Refused("nothing was charged")
     try:
-        done = await gateway.refund(payment.payment_intent)
+        # Another key each time it is handed out: Stripe would only repeat an error that it has stored.
+        done = await gateway.refund(payment.payment_intent, f"refund:{payment_id}:{payment.asked_at.isoformat()}")
         refund_id: str | None = done.id
     except AlreadyRefunded:
         refund_id = None
-    change = await engine.payments.record_refund(payment_id, payment.amount, refund_id)
+    change = await engine.payments.record_refund(payment_id, None, refund_id)
     await _tell_mirror(engine, change)
     return change.word
 

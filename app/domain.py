@@ -169,6 +169,8 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     refund_reason: str | None
     refunded_amount: int
     created_at: datetime
+    #: when Stripe was last asked, or about to be
+    asked_at: datetime
     paid_at: datetime | None
     refunded_at: datetime | None
 

@@ -110,6 +110,8 @@ async def running(settings: Settings) -> AsyncIterator[Engine]:
         await engine.ledger.pool.close()
         with contextlib.suppress(Exception):
             await engine.holds.client.aclose()
+        if engine.gateway is not None:
+            await engine.gateway.close()
 
 
 async def watch_redis(engine: Engine) -> None:

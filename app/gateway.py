@@ -37,6 +37,10 @@ class Unclear(Exception):
     """No answer, or one that says nothing: it may have been done."""
 
 
+class InProgress(Unclear):
+    """The same call, with the same key, is being answered to somebody else, or to our own try before."""
+
+
 class NotOpen(Exception):
     """The session can no longer be expired: it was paid, or has expired before."""
 
@@ -121,12 +125,17 @@ class Gateway:
         import stripe  # noqa: PLC0415 see above
 
         self._stripe = stripe
+        self._http = stripe.HTTPXClient(timeout=TRY_SECONDS)
         self._client: StripeClient = stripe.StripeClient(
             api_key,
             base_addresses={"api": api_base},
-            http_client=stripe.HTTPXClient(timeout=TRY_SECONDS),
+            http_client=self._http,
             max_network_retries=RETRIES,
         )
+
+    async def close(self) -> None:
+        """Close the connections to Stripe."""
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def create_session(self, params: Mapping[str, Any], key: str) -> Session:
         """Make a session, or find the one that this key made before.
@@ -166,13 +175,13 @@ class Gateway:
         except Refused as refused:
             raise NotOpen from refused
 
-    async def refund(self, payment_intent: str) -> Refund:
-        """Give back all that is left of a payment: once, however often this is called.
+    async def refund(self, payment_intent: str, key: str) -> Refund:
+        """Give back all that is left of a payment: once, however often this is called, and with whatever keys. Under
+        one key Stripe repeats its first answer, also an error: who wants to try again takes another.
 
         Raises:
             AlreadyRefunded, Refused, Unclear
         """
-        key = f"refund:{payment_intent}"
         create = self._client.v1.refunds.create_async
         done = await self._ask(lambda: create({"payment_intent": payment_intent}, {"idempotency_key": key}))
         return Refund(str(done.id), int(done.amount))
@@ -191,7 +200,9 @@ class Gateway:
                 raise AlreadyRefunded from error
             if error.http_status == 404:
                 raise NoSuchSession(error.code or "") from error
-            if error.http_status is None or error.http_status == 409:
+            if error.http_status == 409:
+                raise InProgress(error.code or type(error).__name__) from error
+            if error.http_status is None:
                 raise Unclear(error.code or type(error).__name__) from error
             raise Refused(error.code or type(error).__name__) from error
 
@@ -220,7 +231,7 @@ def verified(body: bytes, signature: str, secrets: tuple[str, ...]) -> dict[str,
             # The library takes only "too old" for an error: from the future, anything passes.
             stripe.WebhookSignature.verify_header(text, signature, secret, TOLERANCE_SECONDS)
             break
-        except (stripe.SignatureVerificationError, ValueError):
+        except (stripe.SignatureVerificationError, ValueError, TypeError):  # the last of what is not ASCII
             continue
     else:
         raise BadSignature("no secret of ours has signed this, or not within the last minutes")
@@ -228,7 +239,7 @@ def verified(body: bytes, signature: str, secrets: tuple[str, ...]) -> dict[str,
         raise BadSignature("signed in the future")
     try:
         event = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadSignature("the body is not JSON") from error
     if not isinstance(event, dict) or not isinstance(event.get("id"), str) or not isinstance(event.get("type"), str):
         raise BadSignature("the body is not an event")

@@ -43,7 +43,8 @@ DELIVERIES_PER_TURN = 50
 #: A worker that has not been heard of for so long is dead, and its jobs are done again.
 STALLED_SECONDS = 15.0
 HEARTBEAT_SECONDS = 3.0
-#: Waits between tries: quick at first, for a store that restarts; then hours, for a service that is down.
+#: Waits between tries: quick at first, for a store that restarts; then hours, for a service that is down. What Stripe
+#: must be asked has no tries of its own: it is queued anew until it is done (`Payments.unfinished`).
 WAITS_SECONDS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 #: … of which the last is repeated until a job is this many tries old: about three days.
 MAX_TRIES = 80
@@ -51,12 +52,16 @@ MAX_TRIES = 80
 RECONCILE_SECONDS = 300.0
 #: What may be worth another try. Anything else fails the job at once, and a person must look.
 PASSING = (Unavailable, Unclear, MailServerAway, OSError, psycopg.OperationalError)
+#: How a job ends that was still at it when its worker had to stop.
+STOPPED = (asyncio.CancelledError, exceptions.JobAborted)
 
 
 class Patience(procrastinate.BaseRetryStrategy):
     """Try again what may have failed for a passing reason, ever more slowly."""
 
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> procrastinate.RetryDecision | None:
+        if isinstance(exception, STOPPED):
+            return procrastinate.RetryDecision(retry_at=datetime.now(UTC))  # by the next worker
         if not isinstance(exception, PASSING) or job.attempts >= MAX_TRIES:
             return None
         wait = WAITS_SECONDS[min(job.attempts, len(WAITS_SECONDS) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
@@ -174,9 +179,9 @@ def queue(engine: Engine) -> procrastinate.App:
         found.task(name=name, retry=Patience())(run)
 
     task("apply_stripe_event", lambda event_id: checkout.apply_event(engine, event_id))
-    task("look_payment", lambda payment_id: checkout.look(engine, payment_id))
-    task("close_payment", lambda payment_id: checkout.close(engine, payment_id))
-    task("refund_payment", lambda payment_id: checkout.refund(engine, payment_id))
+    task("look_payment", lambda payment_id: _or_later(checkout.look(engine, payment_id)))
+    task("close_payment", lambda payment_id: _or_later(checkout.close(engine, payment_id)))
+    task("refund_payment", lambda payment_id: _or_later(checkout.refund(engine, payment_id)))
     task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
     task("send_mail", lambda kind, booking_id: notices.send(engine, kind, booking_id))
     return found
@@ -186,6 +191,17 @@ async def _deliver(engine: Engine, delivery_id: UUID) -> str:
     """Attempt a delivery. Its next attempt, if there is one, comes round by its own time and not by that of the job."""
     allow_private = not engine.settings.production
     return (await deliveries.deliver(engine.ledger, delivery_id, allow_private=allow_private)).word
+
+
+async def _or_later(work: Awaitable[str]) -> str:
+    """Leave what fails for a passing reason to the next time that it is queued, which comes for certain. A job that was
+    retried would meet that one, and wait for hours where Stripe is back after minutes.
+    """
+    try:
+        return await work
+    except PASSING as error:
+        log.info("job_postponed", reason=type(error).__name__)
+        return "postponed"
 
 
 # -- the loops --------------------------------------------------------------------------------------------------------
@@ -231,7 +247,10 @@ async def _free_stalled(_: Engine, waiting: procrastinate.App) -> None:
     manager = waiting.job_manager
     for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_SECONDS):
         log.warning("job_of_a_dead_worker", task=job.task_name, job_id=job.id)
-        await manager.retry_job(job)
+        try:
+            await manager.retry_job(job)
+        except exceptions.UniqueViolation:  # the same has been queued since, and waits for this one to end
+            await manager.finish_job(job, jobs.Status.ABORTED, delete_job=True)
 
 
 async def _reconcile(engine: Engine, _: procrastinate.App) -> None:

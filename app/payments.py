@@ -23,12 +23,15 @@ Unfinished = Literal["close", "look"]
 LOOK_SECONDS = 45
 #: One that Stripe was not done creating when its process died is taken over after this long.
 CREATING_SECONDS = 60
+#: A refund that is still owed is asked for again after this long.
+REFUND_SECONDS = 60
 #: Rows handed out at a time.
 BATCH = 100
 
 _COLUMNS = (
     "id, venue_id, slot_id, booking_id, rebooked_id, quantity, amount, currency, status, expires_at, session_id,"
-    " session_url, payment_intent, refund_status, refund_reason, refunded_amount, created_at, paid_at, refunded_at"
+    " session_url, payment_intent, refund_status, refund_reason, refunded_amount, created_at, asked_at, paid_at,"
+    " refunded_at"
 )
 
 
@@ -171,8 +174,8 @@ class Payments:
             ),
         )  # fmt: skip
 
-    async def record_refund(self, payment_id: UUID, total: int, refund_id: str | None) -> Change:
-        """Take note of money that went back, `total` minor units of this payment so far."""
+    async def record_refund(self, payment_id: UUID, total: int | None, refund_id: str | None) -> Change:
+        """Take note of money that went back, `total` minor units of this payment so far; None: all that was paid."""
         return await self._change("record_refund(%s, %s, %s)", (payment_id, total, refund_id))
 
     async def owe_refund(self, payment_id: UUID, why: str) -> None:
@@ -240,13 +243,13 @@ class Payments:
         return [(row.id, "close" if row.over else "look") for row in rows]
 
     async def overdue_refunds(self) -> list[UUID]:
-        """Hand out refunds that have been owed for a while: their job may have been given up."""
+        """Hand out refunds that have been owed for a while: the first try has failed, or was never made."""
         rows = await self._ledger.repeatable(
             "UPDATE payments SET asked_at = clock_timestamp() WHERE id IN ("
             "  SELECT id FROM payments WHERE refund_status = 'due'"
-            "    AND greatest(asked_at, paid_at) < clock_timestamp() - interval '10 minutes'"
-            "  ORDER BY paid_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id",
-            (BATCH,),
+            "    AND asked_at < clock_timestamp() - %s * interval '1 second'"
+            "  ORDER BY asked_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id",
+            (REFUND_SECONDS, BATCH),
         )
         return [row.id for row in rows]
 

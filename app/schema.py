@@ -438,6 +438,7 @@ payments = sa.Table(
     sa.Column("session_id", sa.Text),
     sa.Column("session_url", sa.Text),
     sa.Column("payment_intent", sa.Text),
+    sa.Column("paid_amount", sa.BigInteger),
     sa.Column("refund_status", sa.Text, nullable=False, server_default="none"),
     sa.Column("refund_reason", sa.Text),
     sa.Column("refund_id", sa.Text),
@@ -460,6 +461,8 @@ payments = sa.Table(
         f"refund_status = 'none' AND refunded_amount = 0 OR {_WAS_PAID}", name="payments_refund_of_what_was_paid"
     ),
     sa.CheckConstraint(f"({_WAS_PAID}) = (paid_at IS NOT NULL)", name="payments_paid_at_when_paid"),
+    sa.CheckConstraint("(paid_at IS NULL) = (paid_amount IS NULL)", name="payments_paid_amount_when_paid"),
+    sa.CheckConstraint("status <> 'paid' OR paid_amount = amount", name="payments_paid_amount_is_what_was_asked"),
     sa.CheckConstraint("(refund_status = 'done') = (refunded_at IS NOT NULL)", name="payments_refunded_at_when_done"),
     sa.CheckConstraint(
         "status NOT IN ('open', 'paid', 'mismatched') OR session_id IS NOT NULL", name="payments_session_when_open"
@@ -477,7 +480,7 @@ payments = sa.Table(
     sa.Index("payments_by_rebooked", "rebooked_id", postgresql_where=sa.text("rebooked_id IS NOT NULL")),
     sa.Index("payments_by_intent", "payment_intent", postgresql_where=sa.text("payment_intent IS NOT NULL")),
     sa.Index("payments_unfinished", "asked_at", postgresql_where=sa.text(_UNFINISHED)),
-    sa.Index("payments_refunds_due", "paid_at", postgresql_where=sa.text("refund_status = 'due'")),
+    sa.Index("payments_refunds_due", "asked_at", postgresql_where=sa.text("refund_status = 'due'")),
     sa.Index("payments_by_time", "created_at"),
 )
 

@@ -31,10 +31,11 @@ async def work(settings: Settings, concurrency: int, *, ready: Callable[[], None
     async with engine.running(settings) as running:
         while not stop.is_set():
             try:
+                await running.ledger.ping()  # the queue's own pool would wait for half a minute, deaf to `stop`
                 async with _queue(running) as waiting:
                     ready()
                     await _until(stop, running, waiting, concurrency)
-            except (exceptions.ConnectorException, OSError) as error:
+            except (exceptions.ConnectorException, *jobs.PASSING) as error:
                 log.warning("worker_without_postgres", reason=type(error).__name__)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(AGAIN_SECONDS):

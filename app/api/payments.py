@@ -56,8 +56,10 @@ async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
         raise InvalidRequest("", "The signature or the body is not right") from error
     about = (event.get("data") or {}).get("object") if isinstance(event.get("data"), Mapping) else None
     live = event.get("livemode")
-    if event["type"] not in checkout.EVENTS or not isinstance(about, Mapping):
+    if event["type"] not in checkout.EVENTS:
         outcomes("webhook", "ignored").inc()
+    elif not isinstance(about, Mapping) or not isinstance(about.get("id"), str):
+        raise InvalidRequest("", "The event is about nothing")
     elif isinstance(live, bool) and live != settings.stripe_is_live:
         # Of the other mode of the same account: a secret in the wrong place. Stripe need not send it again.
         outcomes("webhook", "wrong_mode").inc()

@@ -26,6 +26,7 @@ CREATE TABLE payments (
     session_id      text,                                    -- null until Stripe has answered
     session_url     text,
     payment_intent  text,
+    paid_amount     bigint,                                  -- what was charged: another amount only when mismatched
     refund_status   text        NOT NULL DEFAULT 'none',
     refund_reason   text,
     refund_id       text,
@@ -45,6 +46,8 @@ CREATE TABLE payments (
     CONSTRAINT payments_refund_of_what_was_paid
         CHECK (refund_status = 'none' AND refunded_amount = 0 OR status IN ('paid', 'mismatched')),
     CONSTRAINT payments_paid_at_when_paid CHECK ((status IN ('paid', 'mismatched')) = (paid_at IS NOT NULL)),
+    CONSTRAINT payments_paid_amount_when_paid CHECK ((paid_at IS NULL) = (paid_amount IS NULL)),
+    CONSTRAINT payments_paid_amount_is_what_was_asked CHECK (status <> 'paid' OR paid_amount = amount),
     CONSTRAINT payments_refunded_at_when_done CHECK ((refund_status = 'done') = (refunded_at IS NOT NULL)),
     CONSTRAINT payments_session_when_open CHECK (status NOT IN ('open', 'paid', 'mismatched') OR session_id IS NOT NULL),
     CONSTRAINT payments_amount_range CHECK (amount BETWEEN 0 AND 100000000000000 AND refunded_amount >= 0),
@@ -58,7 +61,7 @@ CREATE INDEX payments_by_booking ON payments (booking_id);
 CREATE INDEX payments_by_rebooked ON payments (rebooked_id) WHERE rebooked_id IS NOT NULL;
 CREATE INDEX payments_by_intent ON payments (payment_intent) WHERE payment_intent IS NOT NULL;  -- charge.refunded
 CREATE INDEX payments_unfinished ON payments (asked_at) WHERE status IN ('creating', 'open', 'closing', 'abandoned');
-CREATE INDEX payments_refunds_due ON payments (paid_at) WHERE refund_status = 'due';
+CREATE INDEX payments_refunds_due ON payments (asked_at) WHERE refund_status = 'due';
 CREATE INDEX payments_by_time ON payments (created_at);                                         -- operators' list
 
 -- What Stripe told us, once per event. `applied_at` is written with what the event changed: null means do it again
@@ -128,12 +131,12 @@ CREATE VIEW money_mismatches AS
     SELECT p.id AS payment_id, b.id AS booking_id, CASE
             WHEN p.status = 'paid' AND p.refund_status = 'none' AND b.status IS DISTINCT FROM 'confirmed'
                 THEN 'paid, but neither booked nor refunded'
-            WHEN p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.amount AND b.status = 'confirmed'
+            WHEN p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND b.status = 'confirmed'
                 THEN 'refunded, but still booked'
         END AS what
     FROM payments AS p LEFT JOIN bookings AS b ON b.id = coalesce(p.rebooked_id, p.booking_id)
     WHERE p.status = 'paid' AND p.refund_status = 'none' AND b.status IS DISTINCT FROM 'confirmed'
-        OR p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.amount AND p.amount > 0
+        OR p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND p.paid_amount > 0
             AND b.status = 'confirmed'
     UNION ALL
     SELECT NULL, b.id, 'confirmed, but not paid'
@@ -394,6 +397,8 @@ BEGIN
         IF pay.status = 'open' THEN
             PERFORM log_payment(pay, 'checkout.created', 'customer', jsonb_build_object('slots_reserved', true));
         END IF;
+    ELSIF pay.session_id = made_session THEN  -- a webhook, which does not say where to pay, was faster
+        UPDATE payments SET session_url = made_url WHERE id = this_payment AND session_url IS NULL;
     END IF;
     RETURN pay.status;
 END $$;
@@ -456,10 +461,28 @@ BEGIN
                 SELECT FROM occupied_elsewhere(s.id, s.resource_no, tstzrange(s.starts_at, s.ends_at)))));
 END $$;
 
+-- Book what was paid without its places being kept, if there is room; false: there is none.
+CREATE FUNCTION book_paid(this_slot uuid, places integer, new_booking uuid, name text, email text, phone text, details json,
+    new_manage_hash bytea)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT has_room(this_slot, places) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,
+        customer_phone, metadata, manage_token_hash, available_after, confirmed_at)
+    SELECT new_booking, s.venue_id, s.id, s.exclusive, places, 'confirmed', name, email, phone, details, new_manage_hash,
+        s.available_count - places, clock_timestamp()
+    FROM slots AS s WHERE s.id = this_slot;
+    RETURN true;
+EXCEPTION WHEN exclusion_violation THEN  -- at this moment the person or place was taken for another slot
+    RETURN false;
+END $$;
+
 -- Owe a payment back. Every penny of it: what a policy keeps is never asked for here.
 CREATE FUNCTION owe_refund(pay payments, why text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE payments SET refund_status = CASE WHEN amount > 0 THEN 'due' ELSE 'waived' END, refund_reason = why
+    UPDATE payments SET refund_status = CASE WHEN paid_amount > 0 THEN 'due' ELSE 'waived' END, refund_reason = why
     WHERE id = pay.id;
     PERFORM log_payment(pay, 'refund.due', 'system', jsonb_build_object('reason', why));
 END $$;
@@ -488,13 +511,15 @@ BEGIN
     WHERE id = pay.booking_id AND pay.status NOT IN ('abandoned', 'failed') FOR UPDATE;
     -- Before the booking: it is confirmed by this row.
     UPDATE payments SET session_id = paid_session, payment_intent = paid_intent, paid_at = clock_timestamp(),
+        paid_amount = apply_payment.paid_amount,
         booking_id = booking.id,  -- a later attempt may have the id of one that failed
-        status = CASE WHEN paid_amount = amount AND paid_currency = currency THEN 'paid' ELSE 'mismatched' END
+        status = CASE WHEN apply_payment.paid_amount = amount AND paid_currency = currency THEN 'paid'
+            ELSE 'mismatched' END
     WHERE id = this_payment RETURNING * INTO pay;
 
     IF pay.status = 'mismatched' THEN
         PERFORM log_payment(pay, 'payment.mismatched', 'system',
-            jsonb_build_object('paid_amount', paid_amount, 'paid_currency', paid_currency));
+            jsonb_build_object('paid_amount', pay.paid_amount, 'paid_currency', paid_currency));
         RETURN payment_changed('mismatched', pay.booking_id, pay.slot_id);
     ELSIF booking.status = 'pending_payment' THEN
         UPDATE bookings SET status = 'confirmed', expires_at = NULL, confirmed_at = clock_timestamp()
@@ -504,14 +529,10 @@ BEGIN
             jsonb_build_object('slots_reserved', true, 'decrement', 'skipped'));
         PERFORM log_payment(pay, 'booking.confirmed', 'system', '{}');
         RETURN payment_changed('confirmed', booking.id, pay.slot_id);
-    ELSIF booking.status = 'expired' AND has_room(pay.slot_id, pay.quantity) THEN
+    ELSIF (CASE WHEN booking.status = 'expired' THEN book_paid(pay.slot_id, pay.quantity, new_booking,
+        booking.customer_name, booking.customer_email, booking.customer_phone, booking.metadata, new_manage_hash) END)
+    THEN
         UPDATE payments SET rebooked_id = new_booking WHERE id = this_payment RETURNING * INTO pay;
-        INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,
-            customer_phone, metadata, manage_token_hash, available_after, confirmed_at)
-        SELECT new_booking, s.venue_id, s.id, s.exclusive, pay.quantity, 'confirmed', booking.customer_name,
-            booking.customer_email, booking.customer_phone, booking.metadata, new_manage_hash,
-            s.available_count - pay.quantity, clock_timestamp()
-        FROM slots AS s WHERE s.id = pay.slot_id;
         PERFORM log_payment(pay, 'payment.late', 'system',
             jsonb_build_object('outcome', 'rebooked', 'expired_booking_id', booking.id));
         PERFORM log_payment(pay, 'booking.confirmed', 'system', jsonb_build_object('rebooked_from', booking.id));
@@ -542,18 +563,13 @@ BEGIN
         RETURN payment_changed(CASE pay.refund_status WHEN 'none' THEN 'confirmed' ELSE 'refund_due' END,
             pay.booking_id, pay.slot_id);
     END IF;
-    fits := places <= slot.capacity AND has_room(this_slot, places);
+    fits := book_paid(this_slot, places, new_booking, name, email, phone, '{}', new_manage_hash);
     INSERT INTO payments (id, venue_id, slot_id, booking_id, quantity, amount, currency, status, session_id,
-        payment_intent, paid_at)
+        payment_intent, paid_amount, paid_at)
     VALUES (this_payment, slot.venue_id, this_slot, CASE WHEN fits THEN new_booking END, places, paid_amount,
-        paid_currency, 'paid', paid_session, paid_intent, clock_timestamp())
+        paid_currency, 'paid', paid_session, paid_intent, paid_amount, clock_timestamp())
     RETURNING * INTO pay;
     IF fits THEN
-        INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,
-            customer_phone, manage_token_hash, available_after, confirmed_at)
-        SELECT new_booking, s.venue_id, s.id, s.exclusive, places, 'confirmed', name, email, phone, new_manage_hash,
-            s.available_count - places, clock_timestamp()
-        FROM slots AS s WHERE s.id = this_slot;
         PERFORM log_payment(pay, 'checkout.completed', 'system',
             jsonb_build_object('slots_reserved', false, 'decrement', 'legacy'));
         PERFORM log_payment(pay, 'booking.confirmed', 'system', jsonb_build_object('legacy', true));
@@ -565,8 +581,8 @@ BEGIN
     RETURN payment_changed('refund_due', NULL, this_slot);
 END $$;
 
--- Stripe has given money back, `total` of this payment in all: because we asked (`done_refund` names it), or somebody did
--- in its Dashboard. Who has all of the money back has no booking any more. `word`: refunded, partly, already, unknown.
+-- Stripe has given money back, `total` of this payment in all (null: all of it): because we asked (`done_refund` names
+-- it), or somebody did in its Dashboard. Who has all of the money back has no booking any more. `word`: refunded, partly, already, unknown.
 CREATE FUNCTION record_refund(this_payment uuid, total bigint, done_refund text) RETURNS payment_change
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -577,7 +593,8 @@ BEGIN
     IF pay.id IS NULL OR pay.status NOT IN ('paid', 'mismatched') THEN
         RETURN payment_changed('unknown', NULL, NULL);
     END IF;
-    whole := total >= pay.amount OR pay.refund_status = 'due' AND done_refund IS NOT NULL;
+    total := coalesce(total, pay.paid_amount);
+    whole := total >= pay.paid_amount;
     IF pay.refund_status = 'done' OR total <= pay.refunded_amount AND NOT whole THEN
         UPDATE payments SET refund_id = done_refund WHERE id = this_payment AND refund_id IS NULL;
         RETURN payment_changed('already', pay.booking_id, pay.slot_id);
@@ -591,7 +608,8 @@ BEGIN
         jsonb_build_object('refunded_amount', total, 'whole', whole, 'refund_id', done_refund));
     IF whole THEN
         UPDATE bookings SET status = 'cancelled', cancelled_at = clock_timestamp(), expires_at = NULL
-        WHERE id = coalesce(pay.rebooked_id, pay.booking_id) AND status = 'confirmed' RETURNING id INTO ended;
+        WHERE id = coalesce(pay.rebooked_id, pay.booking_id) AND status IN ('confirmed', 'pending_payment')
+        RETURNING id INTO ended;
         IF ended IS NOT NULL THEN
             PERFORM log_payment(pay, 'booking.cancelled', 'system', jsonb_build_object('reason', 'refunded at Stripe'));
         END IF;
@@ -616,7 +634,8 @@ BEGIN
     -- Slot, payment, booking, as everywhere: the trigger will want the slot's row.
     SELECT s.starts_at INTO slot FROM slots AS s WHERE s.id = this_slot FOR NO KEY UPDATE;
     SELECT * INTO pay FROM payments AS p
-    WHERE p.booking_id = this_booking AND p.status IN ('creating', 'open', 'paid') OR p.rebooked_id = this_booking
+    WHERE p.booking_id = this_booking AND p.status IN ('creating', 'open', 'paid', 'mismatched')
+        OR p.rebooked_id = this_booking
     FOR UPDATE;
     SELECT b.status, b.quantity, b.venue_id, b.slot_id INTO booking
     FROM bookings AS b WHERE b.id = this_booking FOR UPDATE;
@@ -639,6 +658,8 @@ BEGIN
     END IF;
     IF word = 'cancelled' AND pay.status IN ('creating', 'open') THEN
         UPDATE payments SET status = 'closing' WHERE id = pay.id;
+    ELSIF word = 'cancelled' AND pay.status = 'mismatched' AND pay.refund_status = 'none' THEN
+        PERFORM owe_refund(pay, 'cancelled before an operator had decided');  -- nothing was ever confirmed for it
     ELSIF word = 'cancelled' AND pay.status = 'paid' AND pay.refund_status = 'none' THEN
         in_time := clock_timestamp() <= slot.starts_at - (
             SELECT v.refund_hours FROM venues AS v WHERE v.id = pay.venue_id) * interval '1 hour';
