@@ -581,3 +581,35 @@ webhook_deliveries = sa.Table(
     sa.Index("webhook_deliveries_by_time", "created_at", "id"),
     sa.Index("webhook_deliveries_dead", "created_at", "id", postgresql_where=sa.text("status = 'dead'")),
 )
+
+calendar_feeds = sa.Table(
+    "calendar_feeds",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("resource_id", sa.Uuid),
+    sa.Column("secret_hash", sa.LargeBinary),
+    _at("created_at", default=True),
+    _at("rotated_at", nullable=True),
+    _at("removed_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="calendar_feeds_pkey"),
+    sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="calendar_feeds_of_a_venue"),
+    sa.ForeignKeyConstraint(
+        ["resource_id", "venue_id"], ["resources.id", "resources.venue_id"], name="calendar_feeds_of_a_resource"
+    ),
+    sa.UniqueConstraint("secret_hash", name="calendar_feeds_secret_unique"),
+    sa.CheckConstraint("octet_length(secret_hash) = 32", name="calendar_feeds_secret_hash_length"),
+    sa.CheckConstraint("(secret_hash IS NULL) = (removed_at IS NOT NULL)", name="calendar_feeds_secret_until_removed"),
+    sa.Index(
+        "calendar_feeds_one_per_resource", "resource_id", unique=True, postgresql_where=sa.text("removed_at IS NULL")
+    ),
+    sa.Index(
+        "calendar_feeds_one_per_venue",
+        "venue_id",
+        unique=True,
+        postgresql_where=sa.text("resource_id IS NULL AND removed_at IS NULL"),
+    ),
+    sa.Index(
+        "calendar_feeds_by_venue", "venue_id", "created_at", "id", postgresql_where=sa.text("removed_at IS NULL")
+    ),
+)

@@ -39,6 +39,7 @@ ALLOWED = {
 }
 #: Packages, each as a whole.
 ALLOWED_OF_PACKAGES = {
+    "calendars": {"calendars", "domain", "errors", "ledger", "mail", "tokens"},
     "webhooks": {"errors", "ledger", "tokens", "webhooks"},
 }
 TOP = {"main", "api", "cli"}

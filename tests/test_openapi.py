@@ -37,10 +37,13 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     assert sorted((method.upper(), path) for method, path, _ in operations(document)) == [
+        ("DELETE", "/v1/calendar-feeds/{feed_id}"),
         ("DELETE", "/v1/holds/{hold_id}"),
         ("DELETE", "/v1/webhook-endpoints/{endpoint_id}"),
         ("GET", "/v1/bookings"),
         ("GET", "/v1/bookings/{booking_id}"),
+        ("GET", "/v1/calendar-feeds"),
+        ("GET", "/v1/calendars/{calendar}"),
         ("GET", "/v1/events"),
         ("GET", "/v1/holds"),
         ("GET", "/v1/holds/{hold_id}"),

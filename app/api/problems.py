@@ -42,6 +42,7 @@ _THINGS = {
     "booking_id": BookingNotFound,
     "endpoint_id": NotFound,
     "delivery_id": NotFound,
+    "feed_id": NotFound,
 }
 
 

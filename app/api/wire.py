@@ -20,6 +20,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app import domain
 from app.api.strict import instant, whole
+from app.calendars import feeds
 from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
@@ -267,6 +268,13 @@ class WebhookEndpointWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_un
         return endpoints.NewEndpoint(venue=self.venue, url=self.url, types=self.types)
 
 
+class CalendarFeedWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let a resource's calendar be subscribed to; without `resource_id`, the whole venue's."""
+
+    venue: Slug
+    resource_id: UUID | None = None
+
+
 def changes(wanted: VenueChanges | SlotChanges) -> dict[str, Any]:
     """List the fields that a PATCH names."""
     return {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
@@ -338,6 +346,12 @@ class WebhookEndpointQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 class WebhookDeliveryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     venue: Slug | None = None
     status: deliveries.Status | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class CalendarFeedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    venue: Slug | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -592,6 +606,22 @@ class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
     available: int
 
 
+class CalendarFeed(msgspec.Struct, frozen=True, kw_only=True):
+    """`url` is told when the feed is made or rotated, and never again; `resource` null: the whole venue."""
+
+    id: UUID
+    venue: str
+    resource: Named | None
+    url: str | UnsetType = UNSET
+    created_at: At
+    rotated_at: At | None
+
+
+class CalendarFeedPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[CalendarFeed]
+    next_cursor: str | None = None
+
+
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
     field: str
     message: str
@@ -737,6 +767,20 @@ def event(known: domain.Event) -> Event:
         booking_id=known.booking_id,
         slot_id=known.slot_id,
         data=known.data,
+    )
+
+
+def calendar_feed(known: feeds.Feed, url: str | UnsetType = UNSET) -> CalendarFeed:
+    resource = None
+    if known.resource_id is not None and known.resource_name is not None:
+        resource = Named(id=known.resource_id, name=known.resource_name)
+    return CalendarFeed(
+        id=known.id,
+        venue=known.venue,
+        resource=resource,
+        url=url,
+        created_at=known.created_at,
+        rotated_at=known.rotated_at,
     )
 
 
