@@ -25,6 +25,8 @@ from tests.service import CUSTOMER, HOLDFAST, Postgres, Service, eventually, fre
 from tests.stripe_simulator import KEY, WEBHOOK_SECRET, Simulator, running_simulator
 
 Query = Callable[..., list[tuple[Any, ...]]]
+#: How soon a webhook that was not received comes again.
+RETRY_SECONDS = [0.2, 0.5] + [1.0] * 30
 #: What a place costs, unless a test says otherwise.
 PRICE = 2500
 
@@ -204,6 +206,16 @@ class Shop:
         )
         assert (sold, self.available(slot_id)) == (taken, (capacity - taken, capacity - taken))
 
+    def settle(self) -> None:
+        """Let Stripe be well again, and all that is under way come to its end; then the money must add up."""
+        self.stripe.no_faults()
+        self.stripe.delivery(retry_seconds=RETRY_SECONDS)
+        self.wait_applied()
+        owed = "SELECT id FROM payments WHERE refund_status = 'due'"
+        eventually(lambda: not self.service.query(owed), "all refunds to be made", seconds=30)
+        self.wait_applied()
+        self.assert_money_adds_up()
+
     def assert_money_adds_up(self) -> None:
         """The money query is empty, and Stripe's books say the same as ours (I8)."""
         assert_money_adds_up(self.service.query, self.stripe)
@@ -250,7 +262,7 @@ def running_shop(
         stripe = stack.enter_context(
             running_simulator(webhooks, smtp=smtp, HOLDFAST_SIMULATOR_MAIL_DIR=str(tmp / "mail"))
         )
-        stripe.delivery(retry_seconds=[0.2, 0.5] + [1.0] * 30)
+        stripe.delivery(retry_seconds=RETRY_SECONDS)
         database_url = postgres.fresh()
         paying = {
             "STRIPE_API_KEY": KEY,
