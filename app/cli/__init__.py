@@ -22,6 +22,7 @@ COMMANDS = {
     "holds": "app.cli.holds:holds",
     "slots": "app.cli.slots:slots",
     "bookings": "app.cli.bookings:bookings",
+    "calendar": "app.cli.calendar:calendar",
     "payments": "app.cli.payments:payments",
     "events": "app.cli.events:events",
     "webhooks": "app.cli.webhooks:webhooks",
