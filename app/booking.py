@@ -25,7 +25,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.domain import Booking, BookingStatus, Customer, Hold, Room, Slot, SlotFacts, UnavailableReason
+from app.domain import Booking, BookingStatus, Counts, Customer, Hold, Room, Slot, SlotFacts, UnavailableReason
 from app.engine import Engine
 from app.errors import (
     AlreadyResolved,
@@ -43,7 +43,7 @@ from app.errors import (
     SlotUnavailable,
     Unavailable,
 )
-from app.holds import Extended, Full, Gone, NotAsked, RedisAway, Taken, to_ms
+from app.holds import Doubtful, Extended, Full, Gone, NotAsked, Occupied, RedisAway, Taken, to_ms
 from app.ledger import CommitRequest, NewPayment, Outcome, StoredBooking
 from app.telemetry import BACKSTOP_CONFLICTS, outcomes
 from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash
@@ -127,7 +127,7 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     # Neither a reused key nor the wrong way to pay is a reason to lose a hold.
     if not (claim.grant and outcome.word in ("mismatch", "payment_required")):
         await _let_go(engine, claim, places)
-    if mine and outcome.word == "full":  # not "occupied": layer 1 does not know a person's other slots
+    if mine and outcome.word in ("full", "occupied"):
         BACKSTOP_CONFLICTS.inc()
     raise await _refusal(engine, claim, outcome)
 
@@ -168,9 +168,9 @@ async def _take_places(engine: Engine, claim: Claim, *, keyed: bool) -> Places:
             case Taken(again=again):
                 engine.mirror.unheard.pop(claim.id, None)  # given up before, by a request with the same key: not now
                 return "unknown" if again else "mine"
-            case Full() as full if not (keyed and full.unsure and await _was_booked(engine, claim)):
+            case Full() | Occupied() as refused if not (keyed and refused.unsure and await _was_booked(engine, claim)):
                 outcomes("book", "refused_early").inc()
-                raise await _unavailable(engine, claim, full)
+                raise await _unavailable(engine, claim, refused)
             case "closed" | "past" as reason if not (keyed and await _was_booked(engine, claim)):
                 outcomes("book", "refused_early").inc()
                 raise await _not_open(engine, claim, reason)
@@ -209,18 +209,23 @@ async def _secure_hold(engine: Engine, claim: Claim) -> bool:
             return False  # booked before, lapsed, or forgotten by Redis: Postgres knows which (reliability.md H3)
 
 
-async def take(engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int) -> Taken | Full | str:
+async def take(
+    engine: Engine, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int, *, leaving: UUID | None = None
+) -> Taken | Full | Occupied | Doubtful | str:
     """Ask layer 1 for places, as `holds.take` does, with a mirror that does not know the slot loaded first.
 
     Raises:
         RedisAway
     """
     for _ in range(MAX_LOADS):
-        taken = await engine.holds.take(facts, hold_id, quantity, ttl_ms)
-        if taken not in ("missing", "stale"):
+        taken = await engine.holds.take(facts, hold_id, quantity, ttl_ms, leaving=leaving)
+        if isinstance(taken, Doubtful):
+            await engine.mirror.load(facts.id, taken.slot_ids)
+        elif taken in ("missing", "stale"):
+            await engine.mirror.load(facts.id)
+        else:
             return taken
-        await engine.mirror.load(facts.id)
-    return await engine.holds.take(facts, hold_id, quantity, ttl_ms)
+    return await engine.holds.take(facts, hold_id, quantity, ttl_ms, leaving=leaving)
 
 
 def _commit_request(claim: Claim, request: BookingRequest, token: str, caller: Caller, *, mine: bool) -> CommitRequest:
@@ -278,7 +283,12 @@ async def _settle_later(engine: Engine, claim: Claim, request: BookingRequest, o
     """Have the mirror follow the commit. Remembered only where a retry can come back with the same id."""
     if outcome.counts:
         remember = request.key is not None or claim.grant is not None
-        await engine.holds.settle_later(outcome.counts, claim.id, remember=remember)
+        await engine.holds.settle_later(_of_slot(claim, outcome.counts), claim.id, remember=remember)
+
+
+def _of_slot(claim: Claim, counts: Counts) -> Counts:
+    """Add to the counts of a commit what the commit does not tell, so that Redis need not be asked for it."""
+    return msgspec.structs.replace(counts, occupied_until=claim.facts.occupied_until)
 
 
 async def first_answer(engine: Engine, claim: Claim, status: BookingStatus) -> tuple[Booking, str]:
@@ -313,8 +323,10 @@ def _first_token(engine: Engine, stored: StoredBooking) -> str:
 
 async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
     """Say why Postgres did not book. The mirror thought otherwise, so it is told."""
-    if outcome.counts:
-        await engine.later(engine.mirror.sync_quietly([outcome.counts]))
+    if outcome.word == "occupied":  # by a slot that it may not know of
+        await engine.later(engine.mirror.load(claim.facts.id))
+    elif outcome.counts:
+        await engine.later(engine.mirror.sync_quietly([_of_slot(claim, outcome.counts)]))
     match outcome.word:
         case "mismatch":
             return IdempotencyKeyReused()
@@ -341,19 +353,22 @@ async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
     raise AssertionError(f"commit_bookings said {outcome.word!r}")
 
 
-async def _unavailable(engine: Engine, claim: Claim, full: Full) -> Problem:
-    if claim.quantity > full.capacity:
-        return too_many(full.capacity)
-    reason, available, may_free_at = why_full(claim.quantity, full)
+async def _unavailable(engine: Engine, claim: Claim, refused: Full | Occupied) -> Problem:
+    if isinstance(refused, Full) and claim.quantity > refused.capacity:
+        return too_many(refused.capacity)
+    reason, available, may_free_at = why_unavailable(claim.quantity, refused)
     alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
     return SlotUnavailable(reason, claim.quantity, available, may_free_at, alternatives)
 
 
-def why_full(quantity: int, full: Full) -> tuple[UnavailableReason, int, datetime | None]:
-    """Tell why layer 1 had no room for a party: the reason, the places left, and when a hold may lapse."""
-    held_up = full.left + full.held >= quantity  # without the holds there would be room
-    may_free_at = from_ms(full.next_expiry_ms) if held_up and full.next_expiry_ms else None
-    return "held" if held_up else "booked", max(0, full.left), may_free_at
+def why_unavailable(quantity: int, refused: Full | Occupied) -> tuple[UnavailableReason, int, datetime | None]:
+    """Tell why layer 1 refused a party: the reason, the places left, and when a hold may lapse."""
+    if isinstance(refused, Occupied):
+        may_free_at = from_ms(refused.lapses_ms) if refused.lapses_ms else None
+        return "held" if may_free_at else "booked", 0, may_free_at
+    held_up = refused.left + refused.held >= quantity  # without the holds there would be room
+    may_free_at = from_ms(refused.next_expiry_ms) if held_up and refused.next_expiry_ms else None
+    return "held" if held_up else "booked", max(0, refused.left), may_free_at
 
 
 async def _not_open(engine: Engine, claim: Claim, reason: str) -> Problem:
@@ -418,9 +433,9 @@ async def _take_in_redis(engine: Engine, claim: Claim, ttl_ms: int, key: str | N
                 await _give_back(engine, claim)
                 raise IdempotencyKeyReused
             return live_hold(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
-        case Full() as full:
+        case Full() | Occupied() as refused:
             outcomes("hold", "refused_early").inc()
-            raise await _unavailable(engine, claim, full)
+            raise await _unavailable(engine, claim, refused)
         case "closed" | "past" as reason:
             outcomes("hold", "refused_early").inc()
             raise await _not_open(engine, claim, reason)
@@ -465,7 +480,7 @@ async def _take_in_postgres(
         outcomes("hold", outcome.word).inc()
         raise await _refusal(engine, claim, outcome)
     if outcome.counts:  # the script may have run after all: the row stands for the hold, and must not count beside it
-        await engine.holds.settle_later(outcome.counts, claim.id, remember=True)
+        await engine.holds.settle_later(_of_slot(claim, outcome.counts), claim.id, remember=True)
     return Hold(
         claim.id,
         claim.facts.id,

@@ -818,6 +818,7 @@ def _slot(row: Row) -> Slot:
         version=row.version,
         price_amount=row.price_amount,
         price_currency=row.price_currency,
+        occupied_until=row.occupied_until if row.one_at_a_time else None,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 BookingStatus = Literal["held", "pending_payment", "confirmed", "cancelled", "expired"]
 ResourceKind = Literal["person", "place", "event"]
@@ -31,6 +32,14 @@ class SlotFacts(msgspec.Struct, frozen=True):
     hold_ttl_seconds: int | None
     #: An extended hold ends at most this long after it was taken.
     hold_max_seconds: int
+    #: When its person or place is free for another slot; None: an event, whose slots do not exclude each other.
+    occupied_until: datetime | None = None
+
+    def excludes(self, other: "SlotFacts") -> bool:
+        """Tell whether one person or place could not do both."""
+        if self.resource_id != other.resource_id or self.occupied_until is None or other.occupied_until is None:
+            return False
+        return self.starts_at < other.occupied_until and other.starts_at < self.occupied_until
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -44,6 +53,8 @@ class Counts(msgspec.Struct, frozen=True):
     open: bool
     starts_at: datetime
     ends_at: datetime
+    #: As in `SlotFacts`; not every function of the database tells it.
+    occupied_until: datetime | UnsetType | None = UNSET
 
     @property
     def booked(self) -> int:
@@ -57,10 +68,12 @@ class Room(msgspec.Struct, frozen=True):
     booked: int
     held: int
     open: bool
+    #: Why its person or place has no time for it: another slot of theirs is held or booked meanwhile.
+    blocked: Literal["held", "booked"] | None = None
 
     @property
     def available(self) -> int:
-        return max(0, self.capacity - self.booked - self.held)
+        return 0 if self.blocked else max(0, self.capacity - self.booked - self.held)
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -89,6 +102,8 @@ class Slot(msgspec.Struct, frozen=True):
     version: int
     price_amount: int | None
     price_currency: str | None
+    #: As in `SlotFacts`.
+    occupied_until: datetime | None = None
 
 
 class Alternatives(list[tuple[Slot, Room]]):

@@ -25,13 +25,14 @@ import hiredis
 import msgspec
 import redis.asyncio as aioredis
 import structlog
+from msgspec import UNSET
 from redis import exceptions as redis_errors
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.coalesce import Coalescer
-from app.domain import Counts, Room, SlotFacts
+from app.domain import Counts, Room, Slot, SlotFacts
 from app.paths import lua_dir
 from app.telemetry import DEGRADED, GATHERED
 from app.tokens import from_ms
@@ -56,7 +57,7 @@ SETTLED_SECONDS = 86_400
 #: Holds of one slot that are told to operators.
 MOST_HOLDS = 1_000
 #: Scripts that also a Redis runs which takes no writes.
-READING_SCRIPTS = frozenset({"room", "inspect"})
+READING_SCRIPTS = frozenset({"room", "clash", "inspect"})
 #: Counts are forgotten this long after their slot has ended.
 FORGET_AFTER = timedelta(days=1)
 #: Connections per process. More would only make Redis, which has one core, take turns more often.
@@ -91,7 +92,16 @@ _KEYS_OF: Mapping[str, Callable[[Mapping[str, str]], tuple[str, ...]]] = {
     "settle": itemgetter("mirror", "holds", "parties", "settled"),
     "sync": itemgetter("mirror", "holds", "parties"),
     "room": itemgetter("mirror", "holds", "parties"),
-    "inspect": itemgetter("mirror", "holds", "parties"),
+    "inspect": itemgetter("mirror", "holds", "parties", "doing"),
+}
+#: … and where the slot is a person's or a place's: with what is known of the others of theirs.
+_KEYS_OF_BUSY: Mapping[str, Callable[[Mapping[str, str]], tuple[str, ...]]] = {
+    "hold": itemgetter("mirror", "holds", "parties", "settled", "active", "busy", "doing"),
+    "extend": itemgetter("holds", "parties", "settled", "active", "doing"),
+    "release": itemgetter("mirror", "holds", "parties", "settled", "doing"),
+    "settle": itemgetter("mirror", "holds", "parties", "settled", "busy", "doing"),
+    "sync": itemgetter("mirror", "holds", "parties", "busy", "doing"),
+    "clash": itemgetter("busy", "doing"),
 }
 
 _repairing: ContextVar[bool] = ContextVar("repairing", default=False)
@@ -141,6 +151,22 @@ class Full(msgspec.Struct, frozen=True):
     unsure: bool = False
 
 
+class Occupied(msgspec.Struct, frozen=True):
+    """The person or place does something else meanwhile; `lapses_ms` is when the last hold in the way may lapse, 0 when
+    it is booked. `unsure` as in `Full`.
+    """
+
+    now_ms: int
+    lapses_ms: int
+    unsure: bool = False
+
+
+class Doubtful(msgspec.Struct, frozen=True):
+    """These other slots would be in the way, but were last known to be booked too long ago: look them up."""
+
+    slot_ids: list[UUID]
+
+
 class Extended(msgspec.Struct, frozen=True):
     """A hold that lives on. `limited`: it was as long as allowed before, and did not move."""
 
@@ -175,6 +201,8 @@ class Mirrored(msgspec.Struct, frozen=True):
     room: Room | None
     version: int
     holds: list[HeldPlace]
+    #: What the other slots of its person or place see of it: 0 nothing, 1 held, 2 booked.
+    occupied: int = 0
 
 
 class Breaker:
@@ -255,6 +283,8 @@ def slot_keys(resource_id: UUID, slot_id: UUID) -> Mapping[str, str]:
         "parties": f"{slot}:parties",
         "settled": f"{slot}:settled",
         "active": f"hf:{{{resource_id}}}:active",
+        "busy": f"hf:{{{resource_id}}}:busy",
+        "doing": f"hf:{{{resource_id}}}:doing",
     }
 
 
@@ -272,14 +302,18 @@ class Holds:
 
     # -- one function per script ------------------------------------------------------------------------------------
 
-    async def take(self, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int) -> Taken | Full | str:
-        """Hold places, or learn why not: `Full`, or one of the words
-        settled, mismatch, closed, past, missing, stale (`lua/hold.lua` says when).
+    async def take(
+        self, facts: SlotFacts, hold_id: UUID, quantity: int, ttl_ms: int, *, leaving: UUID | None = None
+    ) -> Taken | Full | Occupied | Doubtful | str:
+        """Hold places, or learn why not: `Full`, `Occupied`, `Doubtful`, or one of the words
+        settled, mismatch, closed, past, missing, stale (`lua/hold.lua` says when). What the person or place does in the
+        slot `leaving`, which is given up for this one, is not in the way.
         """
+        more = () if facts.occupied_until is None else (to_ms(facts.occupied_until), str(leaving or ""))
         reply = await self.run(
             self._call(
                 "hold", facts,
-                str(hold_id), quantity, ttl_ms, str(facts.id), FRESH_SECONDS * 1000,
+                str(hold_id), quantity, ttl_ms, str(facts.id), FRESH_SECONDS * 1000, *more,
             )
         )  # fmt: skip
         match reply:
@@ -287,6 +321,10 @@ class Holds:
                 return Taken(now, expires, since, again=word == "again")
             case ["full", now, left, held, booked, next_expiry, capacity, unsure]:
                 return Full(now, left, held, booked, next_expiry, capacity, bool(unsure))
+            case ["occupied", now, lapses, unsure]:
+                return Occupied(now, lapses, bool(unsure))
+            case ["stale", *slot_ids] if slot_ids:
+                return Doubtful([UUID(slot_id) for slot_id in slot_ids])
             case ["settled" | "mismatch" | "closed" | "past" | "missing" | "stale" as word]:
                 return str(word)
         raise AssertionError(f"hold.lua said {reply!r}")
@@ -308,7 +346,8 @@ class Holds:
 
     async def release(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
         """Give a hold up; False when it was gone. With a token it is remembered as released until it would lapse."""
-        reply = await self.run(self._call("release", facts, str(hold_id), int(has_token)))
+        slot_id = () if facts.occupied_until is None else (str(facts.id),)
+        reply = await self.run(self._call("release", facts, str(hold_id), int(has_token), *slot_id))
         return bool(reply[0] == "released")
 
     async def settle(self, counts: Counts, hold_id: UUID, *, remember: bool) -> None:
@@ -357,10 +396,24 @@ class Holds:
             for slot_id, row in zip(ids, reply[1:] or [[]] * len(ids), strict=True)
         }
 
+    async def clashes(self, slots: Sequence[Slot]) -> dict[UUID, Literal["held", "booked"]]:
+        """Tell which of these slots of persons and places another one is in the way of, and why. Events never are."""
+        by_resource: dict[UUID, list[Slot]] = {}
+        for slot in slots:
+            if slot.occupied_until is not None:
+                by_resource.setdefault(slot.resource_id, []).append(slot)
+        replies = await self.run_many([_clash_call(resource, those) for resource, those in by_resource.items()])
+        return {
+            slot.id: "held" if clash == 1 else "booked"
+            for those, reply in zip(by_resource.values(), replies, strict=True)
+            for slot, clash in zip(those, reply[1:] or [0] * len(those), strict=True)
+            if clash
+        }
+
     async def inspect(self, slots: Sequence[tuple[UUID, UUID]], most: int = MOST_HOLDS) -> list[Mirrored]:
         """Tell all that Redis knows of slots given as (resource id, slot id), at most `most` holds of each."""
         calls = [
-            Call("inspect", _KEYS_OF["inspect"](slot_keys(resource_id, slot_id)), (most,))
+            Call("inspect", _KEYS_OF["inspect"](slot_keys(resource_id, slot_id)), (most, str(slot_id)))
             for resource_id, slot_id in slots
         ]
         replies = await self.run_many(calls)
@@ -389,18 +442,17 @@ class Holds:
     # -- calls, also for `run_many` ---------------------------------------------------------------------------------
 
     def settle_call(self, counts: Counts, hold_id: UUID, *, remember: bool) -> Call:
-        return Call(
-            "settle",
-            _KEYS_OF["settle"](slot_keys(counts.resource_id, counts.slot_id)),
-            (str(hold_id), SETTLED_SECONDS * 1000 if remember else 0, *_count_args(counts)),
-        )
+        keys, whose = _whose("settle", counts)
+        args = (str(hold_id), SETTLED_SECONDS * 1000 if remember else 0, *_count_args(counts), *whose)
+        return Call("settle", keys, args)
 
     def sync_call(self, counts: Counts, *, repair: bool = False) -> Call:
-        keys = _KEYS_OF["sync"](slot_keys(counts.resource_id, counts.slot_id))
-        return Call("sync", keys, (*_count_args(counts), int(repair)))
+        keys, whose = _whose("sync", counts)
+        return Call("sync", keys, (*_count_args(counts), int(repair), *whose))
 
     def _call(self, script: str, facts: SlotFacts, *args: str | int) -> Call:
-        return Call(script, _KEYS_OF[script](slot_keys(facts.resource_id, facts.id)), args)
+        keys_of = _KEYS_OF if facts.occupied_until is None else _KEYS_OF_BUSY
+        return Call(script, keys_of[script](slot_keys(facts.resource_id, facts.id)), args)
 
     # -- the one way to Redis ---------------------------------------------------------------------------------------
 
@@ -641,6 +693,18 @@ def _count_args(counts: Counts) -> tuple[int, ...]:
     return (counts.capacity, counts.booked, counts.version, int(counts.open), to_ms(counts.starts_at), to_ms(forget))
 
 
+def _whose(script: str, counts: Counts) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    """Name the keys, and say what a script must know of a person's or place's slot. Of an event's: nothing.
+
+    Counts that do not tell whose they are leave it to the mirror, which was told by others before.
+    """
+    keys = slot_keys(counts.resource_id, counts.slot_id)
+    if counts.occupied_until is None:
+        return _KEYS_OF[script](keys), ()
+    ends = "" if counts.occupied_until is UNSET else to_ms(counts.occupied_until)
+    return _KEYS_OF_BUSY[script](keys), (str(counts.slot_id), ends)
+
+
 def to_ms(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
 
@@ -648,6 +712,14 @@ def to_ms(instant: datetime) -> int:
 def _room_call(resource_id: UUID, slot_ids: Sequence[UUID]) -> Call:
     keys = (_KEYS_OF["room"](slot_keys(resource_id, slot_id)) for slot_id in slot_ids)
     return Call("room", tuple(chain.from_iterable(keys)), ())
+
+
+def _clash_call(resource_id: UUID, slots: Sequence[Slot]) -> Call:
+    args: list[str | int] = [FRESH_SECONDS * 1000]
+    for slot in slots:
+        if slot.occupied_until is not None:
+            args += [str(slot.id), to_ms(slot.starts_at), to_ms(slot.occupied_until)]
+    return Call("clash", _KEYS_OF_BUSY["clash"](slot_keys(resource_id, slots[0].id)), tuple(args))
 
 
 def _room(row: list[int]) -> tuple[Room, int] | None:
@@ -660,12 +732,12 @@ def _room(row: list[int]) -> tuple[Room, int] | None:
 def _mirrored(slot_id: UUID, reply: Reply) -> Mirrored:
     if not reply:  # its keys are broken
         return Mirrored(None, -1, [])
-    _, now, counts, *fields = reply
+    _, now, counts, occupied, *fields = reply
     holds = [
         HeldPlace(UUID(hold_id), slot_id, quantity, from_ms(since), from_ms(expires), from_ms(now))
         for hold_id, quantity, since, expires in zip(*[iter(fields)] * 4, strict=True)
     ]
     if not counts:
-        return Mirrored(None, -1, holds)
+        return Mirrored(None, -1, holds, occupied)
     capacity, booked, held, is_open, version, _seen = counts
-    return Mirrored(Room(capacity, booked, held, bool(is_open)), version, holds)
+    return Mirrored(Room(capacity, booked, held, bool(is_open)), version, holds, occupied)

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import structlog
+from msgspec import UNSET
 from psycopg import errors as pg
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
@@ -477,6 +478,18 @@ class Ledger:
         )
         return [counts_of(row) for row in rows]
 
+    async def counts_around(self, slot_id: UUID, others: Sequence[UUID]) -> list[Counts]:
+        """Read the counts of a slot, of what else occupies its person or place meanwhile, and of these others."""
+        rows = await self._settled_rows(
+            "SELECT *, id AS slot_id, status = 'open' AS is_open FROM slots WHERE id IN ("
+            "  SELECT unnest(%(ids)s::uuid[]) UNION ("
+            "    SELECT e.id FROM slots AS n CROSS JOIN LATERAL occupied_elsewhere("
+            "      n.id, n.resource_no, tstzrange(n.starts_at, n.occupied_until)) AS e (id)"
+            "    WHERE n.id = %(slot)s AND n.one_at_a_time LIMIT %(limit)s))",
+            {"ids": [slot_id, *others], "slot": slot_id, "limit": MOST_LOOKS},
+        )
+        return [counts_of(row) for row in rows]
+
     async def upcoming_counts(self, after: UUID | None, limit: int) -> list[Counts]:
         """Page through the slots that have not ended, in id order."""
         rows = await self._settled_rows(
@@ -723,15 +736,19 @@ def _jsonb(requests: Sequence[CommitRequest]) -> str:
 def _facts(row: Row) -> SlotFacts:
     return SlotFacts(
         row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
-        row.hold_ttl_seconds, row.hold_max_seconds,
+        row.hold_ttl_seconds, row.hold_max_seconds, _occupied_until(row),
     )  # fmt: skip
 
 
 def counts_of(row: Row) -> Counts:
     return Counts(
         row.slot_id, row.resource_id, row.capacity, row.available_count, row.version, row.is_open,
-        row.starts_at, row.ends_at,
+        row.starts_at, row.ends_at, _occupied_until(row) if hasattr(row, "one_at_a_time") else UNSET,
     )  # fmt: skip
+
+
+def _occupied_until(row: Row) -> datetime | None:
+    return row.occupied_until if row.one_at_a_time else None
 
 
 def _outcome(row: Row) -> Outcome:
@@ -784,4 +801,5 @@ def _slot(row: Row) -> Slot:
         version=row.version,
         price_amount=row.price_amount,
         price_currency=row.price_currency,
+        occupied_until=_occupied_until(row),
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -117,7 +117,7 @@ class Mirror:
         self._facts: Remembered[SlotFacts] = Remembered(KNOWN_SLOTS, KNOWN_SECONDS)
         self._near: Remembered[list[Slot]] = Remembered(1_000, NEAR_SECONDS)
         self._neighbours: Remembered[Neighbours] = Remembered(1, 0)
-        self._loads: Remembered[Counts] = Remembered(1, 0)
+        self._loads: Remembered[list[Counts]] = Remembered(1, 0)
         #: Holds given up while Redis could not hear it: hold id -> (slot, has a token, when it lapses at the latest).
         self.unheard: dict[UUID, tuple[SlotFacts, bool, float]] = {}
 
@@ -136,20 +136,31 @@ class Mirror:
         if found is None:
             raise SlotNotFound
         facts, counts = found
-        await self.holds.sync_first(counts)
+        known = [counts]
+        if facts.occupied_until is not None and not self.holds.breaker.is_open:
+            # A hold will look at what else its person or place does then: the mirror must know of that, too.
+            known = await self.ledger.counts_around(slot_id, [])
+        for each in known:
+            await self.holds.sync_first(each)
         return facts
 
-    async def load(self, slot_id: UUID) -> Counts:
-        """Bring a slot that the mirror does not know, or only knows by an old look, up to date: once for all askers."""
-        return await self._loads.load(slot_id, lambda: self._load(slot_id))
+    async def load(self, slot_id: UUID, others: Sequence[UUID] = ()) -> None:
+        """Bring a slot that the mirror does not know, or only knows by an old look, up to date: once for all askers.
 
-    async def _load(self, slot_id: UUID) -> Counts:
+        A person's or place's with what else occupies them meanwhile, and with those other slots that are said to.
+        """
+        await self._loads.load(slot_id, lambda: self._load(slot_id, others))
+
+    async def _load(self, slot_id: UUID, others: Sequence[UUID]) -> list[Counts]:
         MIRROR_LOADS.inc()
-        counts = await self.ledger.counts([slot_id])
+        if (await self.facts(slot_id)).occupied_until is None:
+            counts = await self.ledger.counts([slot_id])
+        else:
+            counts = await self.ledger.counts_around(slot_id, others)
         if not counts:
             raise SlotNotFound
         await self.holds.sync(counts)
-        return counts[0]
+        return counts
 
     async def give_back(self, facts: SlotFacts, hold_id: UUID, *, has_token: bool) -> bool:
         """Release a hold; False when it was gone, or when Redis could not hear it, which is then repeated."""
@@ -191,14 +202,20 @@ class Mirror:
     async def rooms(self, slots: Sequence[Slot]) -> dict[UUID, Room]:
         """Tell what can be taken of each slot now: from the mirror where it knows it, else from the row itself."""
         mirrored: dict[UUID, tuple[Room, int] | None] = {}
+        clashes: dict[UUID, Literal["held", "booked"]] = {}
+        of_slots = self.holds.rooms([(slot.resource_id, slot.id) for slot in slots])
         try:
-            mirrored = await self.holds.rooms([(slot.resource_id, slot.id) for slot in slots])
+            if any(slot.occupied_until for slot in slots):  # in the same round trip
+                mirrored, clashes = await asyncio.gather(of_slots, self.holds.clashes(slots))
+            else:
+                mirrored = await of_slots
         except RedisAway:
             log.debug("rooms_without_redis", slots=len(slots))
         rooms = {}
         for slot in slots:
-            found = mirrored.get(slot.id)
-            rooms[slot.id] = _room(slot, found)
+            room = _room(slot, mirrored.get(slot.id))
+            clash = clashes.get(slot.id)
+            rooms[slot.id] = msgspec.structs.replace(room, blocked=clash) if clash else room
         return rooms
 
     async def alternatives(self, facts: SlotFacts, quantity: int) -> Alternatives:
@@ -263,6 +280,9 @@ class Mirror:
             drift += found
             if repair and found:
                 await self._repair({d.slot_id for d in found})
+            if repair:  # no drift, since nobody asked for them: but what is booked stands in the way of other slots
+                unasked = [c for c, m in zip(page, seen, strict=True) if m.room is None and c.booked and _is_busy(c)]
+                await self.holds.sync(unasked)
             total, mirrored = total + len(page), mirrored + sum(m.room is not None for m in seen)
             progress(len(page))
         DRIFT.inc(len(drift))
@@ -309,8 +329,13 @@ def _as_of(slot: Slot, room: Room) -> Slot:
 def _counts(slot: Slot) -> Counts:
     return Counts(
         slot.id, slot.resource_id, slot.capacity, slot.available_count, slot.version, slot.open,
-        slot.starts_at, slot.ends_at,
+        slot.starts_at, slot.ends_at, slot.occupied_until,
     )  # fmt: skip
+
+
+def _is_busy(counts: Counts) -> bool:
+    """Tell whether a slot keeps others from being sold while it is held or booked: those of persons and places do."""
+    return isinstance(counts.occupied_until, datetime)
 
 
 def _differences(actual: Counts, mirrored: Mirrored, settled: set[UUID]) -> list[Drift]:
@@ -325,4 +350,6 @@ def _differences(actual: Counts, mirrored: Mirrored, settled: set[UUID]) -> list
             ("booked", room.booked, actual.booked),
             ("open", int(room.open), int(actual.open)),
         ]
+        if _is_busy(actual):
+            pairs.append(("occupied", mirrored.occupied, 2 if actual.booked else int(bool(mirrored.holds))))
     return [Drift(actual.slot_id, field, mirror, truth) for field, mirror, truth in pairs if mirror != truth]

@@ -10,7 +10,7 @@ import msgspec
 
 from app import booking
 from app.booking import Caller, Claim
-from app.domain import Booking, SlotFacts
+from app.domain import Booking
 from app.engine import Engine
 from app.errors import (
     BookingNotFound,
@@ -20,7 +20,7 @@ from app.errors import (
     SlotNotFound,
     SlotUnavailable,
 )
-from app.holds import Full, RedisAway, Taken
+from app.holds import Full, Occupied, RedisAway, Taken
 from app.ledger import Moved
 from app.telemetry import outcomes
 from app.tokens import new_id
@@ -73,25 +73,24 @@ async def reschedule(engine: Engine, booking_id: UUID, token: str | None, wish: 
 async def _hold(engine: Engine, claim: Claim, found: Booking) -> bool:
     """Layer 1: take the new places for a moment, or be refused early. False: Postgres decides alone.
 
-    Not asked about a time that the booking itself may occupy: it would refuse somebody because of their own place.
+    Not asked about its own slot, and told to overlook it beside another: or somebody would be refused because of their
+    own place.
     """
-    if claim.facts.id == found.slot_id or _overlap(claim.facts, await engine.mirror.facts(found.slot_id)):
+    if claim.facts.id == found.slot_id:
         return False
     try:
-        match await booking.take(engine, claim.facts, claim.id, claim.quantity, booking.INNER_TTL_MS):
+        match await booking.take(
+            engine, claim.facts, claim.id, claim.quantity, booking.INNER_TTL_MS, leaving=found.slot_id
+        ):
             case Taken():
                 return True
-            case Full() as full if claim.quantity <= full.capacity:
-                reason, available, may_free_at = booking.why_full(claim.quantity, full)
+            case Full() | Occupied() as refused if isinstance(refused, Occupied) or claim.quantity <= refused.capacity:
+                reason, available, may_free_at = booking.why_unavailable(claim.quantity, refused)
                 alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
                 raise SlotUnavailable(reason, claim.quantity, available, may_free_at, alternatives)
     except RedisAway:
         return False
     return False
-
-
-def _overlap(one: SlotFacts, other: SlotFacts) -> bool:
-    return one.resource_id == other.resource_id and one.starts_at < other.ends_at and other.starts_at < one.ends_at
 
 
 async def _refusal(engine: Engine, booking_id: UUID, claim: Claim, moved: Moved) -> Problem:

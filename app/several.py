@@ -25,7 +25,7 @@ from app.errors import (
     SlotUnavailable,
     Unavailable,
 )
-from app.holds import Full, RedisAway, Taken
+from app.holds import Full, Occupied, RedisAway, Taken
 from app.ledger import CommitRequest, Outcome, RuleViolated
 from app.telemetry import outcomes
 from app.tokens import id_from_key, manage_token, new_id, token_hash
@@ -139,8 +139,8 @@ async def _hold(engine: Engine, claim: Claim, ttl_ms: int) -> Refused | Problem 
                 return "unknown" if again else "mine"
             case Full() as full if claim.quantity > full.capacity:
                 return booking.too_many(full.capacity)
-            case Full() as full:
-                reason, available, _ = booking.why_full(claim.quantity, full)
+            case Full() | Occupied() as refused:
+                reason, available, _ = booking.why_unavailable(claim.quantity, refused)
                 return Refused(claim.facts.id, reason, claim.quantity, available)
             case "closed" | "past" as reason:
                 return Refused(claim.facts.id, reason, claim.quantity, 0)
@@ -198,15 +198,7 @@ async def _commit_all(engine: Engine, claims: Sequence[Claim], requests: Sequenc
 
 def _overlapping(claims: Sequence[Claim]) -> list[Claim]:
     """Find slots of one order that one person could not keep: each alone is free, together they are not."""
-    return [
-        one
-        for one in claims
-        for other in claims
-        if one is not other
-        and one.facts.resource_id == other.facts.resource_id
-        and one.facts.starts_at < other.facts.ends_at
-        and other.facts.starts_at < one.facts.ends_at
-    ]
+    return [one for one in claims for other in claims if one is not other and one.facts.excludes(other.facts)]
 
 
 def _booked(order: Order, claim: Claim, outcome: Outcome) -> Booking:
@@ -296,8 +288,8 @@ async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | 
             return booking.live_hold(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
         case Full() as full if claim.quantity > full.capacity:
             return booking.too_many(full.capacity)
-        case Full() as full:
-            reason, available, _ = booking.why_full(claim.quantity, full)
+        case Full() | Occupied() as refused:
+            reason, available, _ = booking.why_unavailable(claim.quantity, refused)
             return Refused(claim.facts.id, reason, claim.quantity, available)
         case "closed" | "past" as reason:
             return Refused(claim.facts.id, reason, claim.quantity, 0)

@@ -3,12 +3,13 @@
 -- KEYS[2]  hf:{<resource_id>}:<slot_id>:holds     zset  hold id, scored by its expiry, Unix ms
 -- KEYS[3]  hf:{<resource_id>}:<slot_id>:parties   hash  hold id -> "<quantity>:<held since, Unix ms>"
 -- KEYS[4]  hf:{<resource_id>}:<slot_id>:settled   zset  ids of booked holds, and "released:<id>", by when to forget them
--- ARGV[1]  hold id      ARGV[2]  1: somebody has a token for it
+-- KEYS[5]  hf:{<resource_id>}:doing               hash  of a person or place: what its slots do, see sync
+-- ARGV[1]  hold id      ARGV[2]  1: somebody has a token for it      ARGV[3]  of a person or place: slot id
 -- Returns  {"released", quantity} | {"gone"}
 -- Safety   gives back exactly what this hold took, and only while it is there: a second release invents nothing. A
 --          token outlives its release; the mark keeps it from passing for one that Redis merely forgot
-local mirror, holds, parties, settled = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local hold_id, has_token = ARGV[1], ARGV[2] == '1'
+local mirror, holds, parties, settled, doing = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local hold_id, has_token, slot_id = ARGV[1], ARGV[2] == '1', ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -23,4 +24,6 @@ end
 local quantity = tonumber(string.match(redis.call('HGET', parties, hold_id) or '0', '^%d+'))
 redis.call('HDEL', parties, hold_id)
 if redis.call('HEXISTS', mirror, 'cap') == 1 then redis.call('HINCRBY', mirror, 'held', -quantity) end
+local known = string.match(doing and redis.call('HGET', doing, slot_id) or '', '^%d+:%d+:')
+if known then redis.call('HSET', doing, slot_id, known .. (redis.call('ZRANGE', holds, -1, -1, 'WITHSCORES')[2] or 0)) end
 return {'released', quantity}

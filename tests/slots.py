@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from app.domain import Counts, SlotFacts
+from app.domain import Counts, Slot, SlotFacts
 from app.holds import Client, Holds, Script, read_scripts, slot_keys
 
 HOUR_MS = 3_600_000
@@ -42,17 +42,25 @@ def altered(script: str, old: str, new: str) -> dict[str, str]:
 
 
 def some_facts(
-    *, slot_id: UUID | None = None, resource_id: UUID | None = None, starts_in: timedelta = timedelta(hours=2)
+    *,
+    slot_id: UUID | None = None,
+    resource_id: UUID | None = None,
+    starts_in: timedelta = timedelta(hours=2),
+    lasting: timedelta = timedelta(hours=1),
+    buffer: timedelta | None = None,
 ) -> SlotFacts:
+    """A slot of an event; with a buffer, be it of no time, one of a person."""
     starts_at = datetime.now(UTC).replace(microsecond=0) + starts_in
+    ends_at = starts_at + lasting
     return SlotFacts(
         id=slot_id or uuid4(),
         venue_id=uuid4(),
         resource_id=resource_id or uuid4(),
         starts_at=starts_at,
-        ends_at=starts_at + timedelta(hours=1),
+        ends_at=ends_at,
         hold_ttl_seconds=None,
         hold_max_seconds=1800,
+        occupied_until=None if buffer is None else ends_at + buffer,
     )
 
 
@@ -68,6 +76,33 @@ def counts_of(
         open=is_open,
         starts_at=facts.starts_at,
         ends_at=facts.ends_at,
+        occupied_until=facts.occupied_until,
+    )
+
+
+def a_slot(facts: SlotFacts) -> Slot:
+    """The slot as a list has read it from Postgres, with room in it."""
+    return Slot(
+        id=facts.id,
+        venue_id=facts.venue_id,
+        venue="venue",
+        timezone="UTC",
+        resource_id=facts.resource_id,
+        resource_name="Ada",
+        service_id=None,
+        service_name=None,
+        starts_at=facts.starts_at,
+        ends_at=facts.ends_at,
+        closes_at=None,
+        capacity=3,
+        available_count=3,
+        open=True,
+        blocked=False,
+        held_rows=0,
+        version=1,
+        price_amount=None,
+        price_currency=None,
+        occupied_until=facts.occupied_until,
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import msgspec
@@ -378,7 +379,8 @@ async def test_an_emptied_redis_is_told_once_of_a_slot_that_a_crowd_wants(one: O
 
 async def book_with_poison(inside: Inside) -> None:
     """Two appointments of one person that overlap, among bookings of others: one of the two is refused, nobody else."""
-    person = await inside.slots(1, 1, kind="person", hours_apart=0.5)
+    with patch.object(app.ledger, "_occupied_until", lambda row: None):  # or layer 1 would refuse one of them before
+        person = await inside.slots(1, 1, kind="person", hours_apart=0.5)
     others = await inside.slots(5, 1, 3)
     wanted = [others[0], person[0], others[1], others[0], person[1], others[2], others[0]]
     asked = [party(slot_id) for slot_id in wanted]

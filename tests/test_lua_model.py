@@ -3,6 +3,9 @@
 The model keeps what a slot should look like, and says each reply before the script does: every word, every number,
 every field stored. Beside it stands a Postgres of a few lines, which commits bookings, cancels, closes; its messages
 to the mirror are delivered at any time, in any order, and more than once.
+
+The slots are an event's, which do not exclude each other, or a person's: then of two that overlap only one is ever
+held, whatever the messages say and in whatever order they come.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ from uuid import UUID, uuid4
 
 import fakeredis
 import hypothesis.strategies as st
+import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
@@ -24,12 +28,26 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec import UNSET
 
 from app import holds as holds_module
 from app.domain import Counts, Room, SlotFacts
-from app.holds import FRESH_SECONDS, SETTLED_SECONDS, Call, Extended, Full, Gone, Taken, connect, slot_keys, to_ms
+from app.holds import (
+    FRESH_SECONDS,
+    SETTLED_SECONDS,
+    Call,
+    Doubtful,
+    Extended,
+    Full,
+    Gone,
+    Occupied,
+    Taken,
+    connect,
+    slot_keys,
+    to_ms,
+)
 from tests.redis_servers import redis6  # noqa: F401 a fixture
-from tests.slots import ClockedHolds, altered, counts_of
+from tests.slots import ClockedHolds, a_slot, altered, counts_of
 
 T = TypeVar("T")
 Reply = list[Any]
@@ -38,7 +56,9 @@ FRESH_MS = FRESH_SECONDS * 1000
 REMEMBER_MS = SETTLED_SECONDS * 1000
 TTL, LONGEST, COMMIT_TTL = 1_000, 2_500, 700
 TICKS = [1, 699, 700, 999, 1_000, FRESH_MS, FRESH_MS + 1]
-SLOTS = st.sampled_from([0, 0, 0, 1])
+SLOTS = st.sampled_from([0, 0, 0, 1, 1, 2])
+#: The first and the last only touch; the one between overlaps both.
+BEGIN_MINUTES = (0, 30, 60)
 IDS = st.integers(0, 4)
 QUANTITIES = st.sampled_from([1, 1, 2, 3])
 
@@ -58,11 +78,50 @@ WORDS = [
 ]
 
 
+class Person:
+    """What a person's slots keep each other from: slot id -> when Postgres said it is booked (0: it is not), and when
+    its last hold lapses (0: it has none). Those that are neither stay until somebody comes across them.
+    """
+
+    def __init__(self) -> None:
+        self.doing: dict[str, tuple[int, int]] = {}
+        self.times: dict[str, tuple[int, int]] = {}
+
+    def in_the_way(self, now: int, slot_id: str, unsure: int) -> Reply | None:
+        starts, ends = self.times[slot_id]
+        lapse, doubtful = 0, []
+        for other, (told, till) in sorted(self.doing.items(), key=lambda entry: self.times[entry[0]][1]):
+            begin, end = self.times[other]
+            if end <= starts:
+                continue
+            if not told and till <= now:
+                del self.doing[other]
+            elif begin >= ends:
+                break
+            elif other != slot_id and told and now - told <= FRESH_MS:
+                return ["occupied", now, 0, unsure]
+            elif other != slot_id and till > now:
+                lapse = max(lapse, till)
+            elif other != slot_id:
+                doubtful.append(other)
+        if lapse:
+            return ["occupied", now, lapse, unsure]
+        return ["stale", *doubtful] if doubtful else None
+
+    def forget_the_past(self, now: int) -> None:
+        self.doing = {slot: entry for slot, entry in self.doing.items() if self.times[slot][1] > now}
+
+    def overlap(self, one: str, other: str) -> bool:
+        return self.times[one][0] < self.times[other][1] and self.times[other][0] < self.times[one][1]
+
+
 class Model:
     """One slot as the scripts should keep it. `parties`: hold id -> quantity, since, expiry, also those that lapsed."""
 
-    def __init__(self, starts: int) -> None:
-        self.starts = starts
+    def __init__(self, slot_id: UUID, starts: int, ends: int, person: Person | None) -> None:
+        self.slot_id, self.starts, self.person = str(slot_id), starts, person
+        if person:
+            person.times[self.slot_id] = (starts, ends)
         self.counts: Counts | None = None
         self.seen = 0
         self.unsure = 0
@@ -78,6 +137,13 @@ class Model:
 
     def held(self) -> int:
         return sum(quantity for quantity, _, _ in self.parties.values())
+
+    def last(self) -> int:
+        return max((expires for _, _, expires in self.parties.values()), default=0)
+
+    def show_neighbours(self, told: int, booked: int) -> None:
+        if self.person:
+            self.person.doing[self.slot_id] = (told if booked else 0, self.last())
 
     def hold(self, now: int, hold_id: str, quantity: int, ttl: int) -> Reply:
         if self.counts is None:
@@ -99,7 +165,10 @@ class Model:
         if quantity > left:
             first = min((expires for _, _, expires in self.parties.values()), default=0)
             return ["full", now, left, held, self.counts.booked, first, self.counts.capacity, self.unsure]
+        if self.person and (refusal := self.person.in_the_way(now, self.slot_id, self.unsure)):
+            return refusal
         self.parties[hold_id] = (quantity, now, now + ttl)
+        self.show_neighbours(self.seen, self.counts.booked)
         self.settled.pop(f"released:{hold_id}", None)
         self.active = max(self.active, now + ttl)
         return ["held", now, now + ttl, now, left - quantity]
@@ -115,6 +184,9 @@ class Model:
         if wanted > expires:
             self.parties[hold_id] = (quantity, since, wanted)
             self.active = max(self.active, wanted)
+            if self.person:
+                told, till = self.person.doing[self.slot_id]
+                self.person.doing[self.slot_id] = (told, max(till, wanted))
         return ["extended", now, max(expires, wanted), since, quantity]
 
     def release(self, now: int, hold_id: str, has_token: bool) -> Reply:
@@ -124,6 +196,8 @@ class Model:
         if has_token:
             self.forget(now)
             self.settled[f"released:{hold_id}"] = expires
+        if self.person and self.slot_id in self.person.doing:
+            self.person.doing[self.slot_id] = (self.person.doing[self.slot_id][0], self.last())
         return ["released", quantity]
 
     def settle(self, now: int, counts: Counts, hold_id: str, remember: bool) -> Reply:
@@ -134,8 +208,10 @@ class Model:
         if self.counts is None:
             return ["older"]
         if counts.version <= self.counts.version:
+            self.show_neighbours(self.seen, self.counts.booked)
             self.twice = max(0, self.twice - mine)
             return ["older"]
+        self.show_neighbours(now, counts.booked)
         self.twice += max(0, counts.booked - self.counts.booked - mine)
         self.until = now + 2000
         self.counts, self.seen = counts, now
@@ -144,15 +220,25 @@ class Model:
     def sync(self, now: int, counts: Counts, repair: bool) -> Reply:
         if self.counts is not None and counts.version < self.counts.version and not repair:
             return ["older"]
+        if self.counts is None and counts.occupied_until is UNSET:
+            return ["unknown"]
         if self.counts is None or repair:
             self.parties = self.live(now)
         more = counts.booked - (self.counts.booked if self.counts else 0)
-        if more > 0:
+        if more > 0 or (self.person and not self.counts and counts.version > 1):
             self.unsure = 1
-            if self.counts:
-                self.twice, self.until = self.twice + more, now + 2000
+        if more > 0 and self.counts:
+            self.twice, self.until = self.twice + more, now + 2000
         self.counts, self.seen = counts, now
+        if self.person:
+            self.show_neighbours(now, counts.booked)
+            if not counts.booked and self.last() <= now:
+                del self.person.doing[self.slot_id]
+            self.person.forget_the_past(now)
         return ["synced"]
+
+    def counts_booked(self) -> int:
+        return self.counts.booked if self.counts else 0
 
     def forget(self, now: int) -> None:
         self.settled = {member: until for member, until in self.settled.items() if until > now}
@@ -230,27 +316,33 @@ class HoldScripts(RuleBasedStateMachine):
             self.runner.close()
 
     @initialize(
-        capacities=st.tuples(st.integers(1, 5), st.integers(0, 3)),
+        capacities=st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(1, 2)),
         known=st.sampled_from([True, True, True, False]),
         may_lose=st.booleans(),
+        of_a_person=st.booleans(),
     )
-    def begin(self, capacities: tuple[int, int], known: bool, may_lose: bool) -> None:
+    def begin(self, capacities: tuple[int, int, int], known: bool, may_lose: bool, of_a_person: bool) -> None:
         self.holds = ClockedHolds(self.client, self.texts)
         start = int(time.time()) * 1000
         self.holds.set_clock(start)
         self.may_lose = may_lose
         starts_at = datetime.fromtimestamp(start // 1000, UTC) + timedelta(days=30)
         resource = uuid4()
-        self.slots = [
-            SlotFacts(uuid4(), uuid4(), resource, starts_at, starts_at + timedelta(hours=1), None, 1800)
-            for _ in capacities
+        self.slots = []
+        for minutes in BEGIN_MINUTES:
+            begin = starts_at + timedelta(minutes=minutes)
+            end = begin + timedelta(minutes=55)
+            until = end + timedelta(minutes=5) if of_a_person else None
+            self.slots.append(SlotFacts(uuid4(), uuid4(), resource, begin, end, None, 1800, until))
+        self.person = Person() if of_a_person else None
+        self.models = [
+            Model(facts.id, to_ms(facts.starts_at), to_ms(facts.ends_at) + 300_000, self.person) for facts in self.slots
         ]
-        self.models = [Model(to_ms(starts_at)) for _ in capacities]
         self.ledgers = [Ledger(f, capacity) for f, capacity in zip(self.slots, capacities, strict=True)]
         #: No place promised twice, not even by a hold: until the mirror was told less than it had been told before.
-        self.exact = [True, True]
-        self.told = [0, 0]
-        for slot in (0, 1) if known else ():
+        self.exact = [True] * len(self.slots)
+        self.told = [0] * len(self.slots)
+        for slot in range(len(self.slots)) if known else ():
             self.sync(slot, self.ledgers[slot].now, repair=False)
 
     def now(self) -> int:
@@ -288,11 +380,11 @@ class HoldScripts(RuleBasedStateMachine):
                 self.hold(slot, hold, quantity, TTL)
                 self.book(slot, hold)
                 if yes:
-                    self.deliver(slot, 0, remember=True)
+                    self.deliver(slot, 0, remember=True, whole=True)
             case "a cancellation":
                 self.cancel(slot, hold)
             case "a message":
-                self.deliver(slot, number, remember=yes)
+                self.deliver(slot, number, remember=yes, whole=quantity > 1)
             case "the same again":
                 self.last()
             case "time passes":
@@ -327,8 +419,14 @@ class HoldScripts(RuleBasedStateMachine):
                 assert answer == Taken(now, expires, since, again=word == "again")
             case ["full", *fields]:
                 assert answer == Full(*fields)
+            case ["occupied", *fields]:
+                assert answer == Occupied(*fields)
+            case ["stale", *others] if others:
+                assert answer == Doubtful([UUID(other) for other in others])
             case _:
                 assert [answer] == expected
+        if expected[0] == "held":
+            assert not any(self.models[other].counts_booked() for other in self.neighbours(slot))
 
     def extend(self, slot: int, hold: int, ttl: int, longest: int) -> bool:
         self.last = lambda: self.extend(slot, hold, ttl, longest)
@@ -347,12 +445,14 @@ class HoldScripts(RuleBasedStateMachine):
         expected = self.models[slot].release(self.now(), str(self.ids[hold]), has_token)
         assert answer is (expected[0] == "released")
 
-    def deliver(self, slot: int, number: int, remember: bool) -> None:
-        """Any message of any commit, as often as it likes."""
+    def deliver(self, slot: int, number: int, *, remember: bool, whole: bool) -> None:
+        """Any message of any commit, as often as it likes; `whole` when it tells whose slot it is."""
         ledger, model = self.ledgers[slot], self.models[slot]
         version, hold_id = ledger.messages[-1 - number % len(ledger.messages)]
         counts = ledger.versions[version - 1]
-        self.last = lambda: self.deliver(slot, number, remember)
+        if not whole:
+            counts = msgspec.structs.replace(counts, occupied_until=UNSET)
+        self.last = lambda: self.deliver(slot, number, remember=remember, whole=whole)
         if hold_id is None:
             self.sync(slot, counts, repair=False)
             return
@@ -379,9 +479,20 @@ class HoldScripts(RuleBasedStateMachine):
         if hold_id in ledger.quantities or not self.extend(slot, hold, COMMIT_TTL, 0):
             return
         quantity = self.models[slot].parties[hold_id][0]
+        if any(self.ledgers[other].now.booked for other in self.neighbours(slot)):
+            return  # the exclusion constraint
         if ledger.now.booked + quantity <= ledger.now.capacity:
             ledger.quantities[hold_id] = quantity
             ledger.commit(add=hold_id, settles=hold_id)
+
+    def neighbours(self, slot: int) -> list[int]:
+        """Other slots that the person cannot do as well; an event's slots have none."""
+        ids = [model.slot_id for model in self.models]
+        return [
+            other
+            for other in range(len(ids))
+            if other != slot and self.person and self.person.overlap(ids[slot], ids[other])
+        ]
 
     def cancel(self, slot: int, hold: int) -> None:
         booked = sorted(self.ledgers[slot].booked[-1])
@@ -420,6 +531,22 @@ class HoldScripts(RuleBasedStateMachine):
             if model.active > self.now():
                 assert active == model.active
 
+    @invariant()
+    def a_person_is_as_the_model_says(self) -> None:
+        keys = slot_keys(self.slots[0].resource_id, self.slots[0].id)
+        times, doing = self.person.times if self.person else {}, self.person.doing if self.person else {}
+        assert dict(self.reader.zrange(keys["busy"], 0, -1, withscores=True)) == {
+            slot: times[slot][1] for slot in doing
+        }
+        assert self.reader.hgetall(keys["doing"]) == {
+            slot: f"{times[slot][0]}:{told}:{till}" for slot, (told, till) in doing.items()
+        }
+
+    @invariant()
+    def nobody_is_held_in_two_places(self) -> None:
+        held = [slot for slot, model in enumerate(self.models) if model.live(self.now())]
+        assert not any(other in held for slot in held for other in self.neighbours(slot))
+
     def both_views_show_the_live_holds(self) -> None:
         pairs = [(facts.resource_id, facts.id) for facts in self.slots]
         rooms, inspected = self.run(self.holds.rooms(pairs)), self.run(self.holds.inspect(pairs))
@@ -431,6 +558,20 @@ class HoldScripts(RuleBasedStateMachine):
             assert rooms[facts.id] == expected
             assert {str(h.id): (h.quantity, to_ms(h.since), to_ms(h.expires_at)) for h in slot.holds} == live
             assert slot.version == (counts.version if counts else -1)
+            told, till = self.person.doing.get(model.slot_id, (0, 0)) if self.person else (0, 0)
+            assert slot.occupied == (2 if told else int(till > self.now()))
+        self.lists_show_what_is_in_the_way()
+
+    def lists_show_what_is_in_the_way(self) -> None:
+        expected = {}
+        for slot, facts in enumerate(self.slots):
+            for other in self.neighbours(slot):
+                told, till = self.person.doing.get(self.models[other].slot_id, (0, 0)) if self.person else (0, 0)
+                if told and self.now() - told <= FRESH_MS:
+                    expected.setdefault(facts.id, "booked")
+                elif till > self.now():
+                    expected.setdefault(facts.id, "held")
+        assert self.run(self.holds.clashes([a_slot(facts) for facts in self.slots])) == expected
 
     @invariant()
     def no_place_is_promised_twice(self) -> None:
@@ -456,6 +597,11 @@ class HoldScripts(RuleBasedStateMachine):
                 continue  # the clock stands at the slot's start: these cannot lapse before it
             self.sync(slot, newest, repair=False)
             free = newest.capacity - newest.booked
+            if free and not any(self.ledgers[other].now.booked for other in self.neighbours(slot)):
+                newcomer = uuid4()
+                last = self.run(self.holds.take(facts, newcomer, 1, TTL))
+                assert isinstance(last, Taken | Doubtful)  # of what an old message told: it would be looked up
+                self.run(self.holds.release(facts, newcomer, has_token=False))
             taken = self.run(self.holds.take(facts, uuid4(), free + 1, TTL))
             assert isinstance(taken, Full)
             assert (taken.left, taken.held, taken.next_expiry_ms) == (free, 0, 0)
@@ -505,6 +651,19 @@ FLAWS = {
     "counts what is booked and held twice": ("settle", "'twice', twice, 'until', now + 2000", "'twice', 0, 'until', 0"),
     "synchronises backwards": ("sync", "if version < known and not repair then return {'older'} end", ""),
     "overlooks holds that outlived the mirror": ("sync", "held = held + tonumber", "held = 0 * tonumber"),
+    "lets a person do two things at once": ("hold", "while busy do", "while false do"),
+    "does not tell the neighbours of a hold": ("hold", "redis.call('ZADD', busy, ends, slot_id)", ""),
+    "takes what touches for what overlaps": ("hold", "elseif from >= ends then", "elseif from > ends then"),
+    "overlooks what ends a moment later": ("hold", "'(' .. counts[5], '+inf'", "counts[5] + 1, '+inf'"),
+    "is stopped by what lapsed": ("hold", "told == 0 and till <= now", "told == 0 and till < now"),
+    "believes an old booking for ever": ("hold", "if told > 0 and now - told <= fresh", "if told > 0"),
+    "keeps a prolonged hold from the neighbours": ("extend", "if till and expires > tonumber(till)", "if false"),
+    "keeps a release from the neighbours": ("release", "if known then", "if false then"),
+    "takes a settled hold for a held one": ("settle", "(is_booked ~= '0' and told or 0)", "0"),
+    "keeps a cancellation from the neighbours": ("sync", "redis.call('HDEL', doing, slot_id)", ""),
+    "keeps a booking from the neighbours": ("sync", "local told = booked == '0' and '0' or", "local told = '0' or"),
+    "keeps what is past": ("sync", "redis.call('HDEL', doing, past)", ""),
+    "lists what has no time": ("clash", "tonumber(from) >= ends", "tonumber(from) >= 0"),
 }
 
 

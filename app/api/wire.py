@@ -676,7 +676,8 @@ def venue(known: domain.Venue) -> Venue:
 def slot(known: domain.Slot, room: Room | None = None) -> Slot:
     """Show a slot with its holds in Redis; without a room it has none there (it is new, or Redis cannot tell)."""
     held = room.held if room else 0
-    available = 0 if known.blocked else max(0, known.available_count - held)
+    blocked = "booked" if known.blocked else room.blocked if room else None
+    available = 0 if blocked else max(0, known.available_count - held)
     price = None
     if known.price_amount is not None and known.price_currency is not None:
         price = Money(amount=known.price_amount, currency=known.price_currency)
@@ -692,19 +693,19 @@ def slot(known: domain.Slot, room: Room | None = None) -> Slot:
         available=available,
         held=held + known.held_rows,
         available_count=known.available_count,
-        status=_status(known, available, held + known.held_rows),
+        status=_status(known, available, may_free=blocked == "held" or (not blocked and held + known.held_rows > 0)),
         price=price,
     )
 
 
-def _status(known: domain.Slot, available: int, held: int) -> SlotStatus:
+def _status(known: domain.Slot, available: int, *, may_free: bool) -> SlotStatus:
     if not known.open:
         return "closed"
     if known.starts_at <= datetime.now(UTC):
         return "past"
     if available > 0:
         return "available"
-    return "held" if held > 0 and not known.blocked else "sold_out"
+    return "held" if may_free else "sold_out"
 
 
 def hold(known: domain.Hold, token: str | UnsetType = UNSET) -> Hold:

@@ -160,7 +160,8 @@ async def _described(engine: "Engine", found: "list[Slot]") -> list[dict[str, An
 
 def describe(slot: "Slot", room: "Room") -> dict[str, Any]:
     """What programs are told of a slot: the words of the API."""
-    available = 0 if slot.blocked else max(0, slot.available_count - room.held)
+    blocked = "booked" if slot.blocked else room.blocked
+    available = 0 if blocked else max(0, slot.available_count - room.held)
     held = room.held + slot.held_rows
     price = None if slot.price_amount is None else {"amount": slot.price_amount, "currency": slot.price_currency}
     return {
@@ -174,19 +175,19 @@ def describe(slot: "Slot", room: "Room") -> dict[str, Any]:
         "available": available,
         "held": held,
         "available_count": slot.available_count,
-        "status": _status(slot, available, held),
+        "status": _status(slot, available, may_free=blocked == "held" or (not blocked and held > 0)),
         "price": price,
     }
 
 
-def _status(slot: "Slot", available: int, held: int) -> str:
+def _status(slot: "Slot", available: int, *, may_free: bool) -> str:
     if not slot.open:
         return "closed"
     if slot.starts_at <= datetime.now(UTC):
         return "past"
     if available:
         return "available"
-    return "held" if held and not slot.blocked else "sold_out"
+    return "held" if may_free else "sold_out"
 
 
 def _what(slot: dict[str, Any]) -> str:
