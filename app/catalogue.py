@@ -227,9 +227,7 @@ class Catalogue:
         """
 
         async def create(connection: AsyncConnection) -> bytes:
-            venue_id = await connection.scalar(sa.select(venues.c.id).where(venues.c.slug == new.venue))
-            if venue_id is None:
-                raise VenueNotFound
+            venue_id = await require_venue(connection, new.venue)
             values = {"id": new_id(), "venue_id": venue_id, "name": new.name, "kind": new.kind}
             row = (await connection.execute(sa.insert(resources).values(values).returning(resources))).one()
             event = {"venue_id": venue_id, "data": {"resource_id": str(row.id), "kind": row.kind}}
@@ -269,7 +267,7 @@ class Catalogue:
         async def read(connection: AsyncConnection) -> list[Slot]:
             rows = (await connection.execute(_slot_page(frozenset(given)), {**given, "limit": limit})).all()
             if not rows and which.venue is not None:
-                await _require_venue(connection, which.venue)
+                await require_venue(connection, which.venue)
             return [_slot(row) for row in rows]
 
         return await self.read(read)
@@ -340,7 +338,7 @@ class Catalogue:
         async def read(connection: AsyncConnection) -> list[Booking]:
             rows = (await connection.execute(query)).all()
             if not rows and which.venue is not None:
-                await _require_venue(connection, which.venue)
+                await require_venue(connection, which.venue)
             return [_booking(row) for row in rows]
 
         return await self.read(read)
@@ -682,9 +680,16 @@ def _require_text(slug: str) -> None:
         raise VenueNotFound
 
 
-async def _require_venue(connection: AsyncConnection, slug: str) -> None:
-    if await connection.scalar(sa.select(venues.c.id).where(venues.c.slug == slug)) is None:
+async def require_venue(connection: AsyncConnection, slug: str) -> UUID:
+    """Find the id of a venue.
+
+    Raises:
+        VenueNotFound
+    """
+    venue_id: UUID | None = await connection.scalar(sa.select(venues.c.id).where(venues.c.slug == slug))
+    if venue_id is None:
         raise VenueNotFound
+    return venue_id
 
 
 async def _resources_of(connection: AsyncConnection, venue_ids: Sequence[UUID]) -> dict[UUID, list[Resource]]:
@@ -735,7 +740,7 @@ async def _owners(connection: AsyncConnection, new: Sequence[NewSlot]) -> dict[U
     owners = {row.id: row for row in (await connection.execute(query)).all()}
     for slot in new:
         if slot.resource_id not in owners or owners[slot.resource_id].slug != slot.venue:
-            await _require_venue(connection, slot.venue)
+            await require_venue(connection, slot.venue)
             raise ResourceNotFound
     return owners
 

@@ -1059,6 +1059,7 @@ def test_a_repeated_request_makes_no_second_endpoint(operator: httpx.Client) -> 
         ({"url": "https://127.1/"}, "url"),
         ({"url": "https://2130706433/"}, "url"),
         ({"url": "https://[::zz]/"}, "url"),
+        ({"url": "https://[b01ee46e3b7d]/"}, "url"),
         ({"url": 1}, "url"),
         ({"types": []}, "types"),
         ({"types": ["webhook.dead"]}, "types[0]"),

@@ -1,5 +1,7 @@
 """Sending answers: the status, the headers and the body of the first time, or of that time again."""
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,8 @@ JSON = b"application/json"
 #: Of every answer: what it tells is true now, for one reader, and is what its media type says.
 SAFE_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _SAFE_RAW = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
+#: Of one with an ETag: who has it may keep it, and asks each time whether it is still so.
+_KNOWN_RAW = [(b"cache-control", b"private, no-cache"), *(pair for pair in _SAFE_RAW if pair[0] != b"cache-control")]
 
 
 class Answer(Response[Any]):
@@ -40,8 +44,34 @@ class Answer(Response[Any]):
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
+class Tagged(Answer):
+    """An answer whose ETag was not asked about, or (304) was: then there is nothing else to say."""
+
+    async def send(self, send: telemetry.Send) -> None:
+        headers = [*_KNOWN_RAW, (b"etag", self.headers["ETag"].encode())]
+        if self.status_code != 304:
+            headers += [(b"content-type", self._media_type), (b"content-length", b"%d" % len(self._body))]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self._body, "more_body": False})
+
+
 def ok(body: Any) -> Answer:
     return _json(200, _bytes(body))
+
+
+def unless_known(body: Any, known: str | None) -> Answer:
+    """Answer with a strong ETag, or with 304 when `known` (If-None-Match) says that the caller has this very body."""
+    encoded = _bytes(body)
+    tag = f'"{base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()[:18]).decode()}"'
+    if matches(known, tag):
+        return Tagged(304, b"", JSON, {"ETag": tag})
+    return Tagged(200, encoded, JSON, {"ETag": tag})
+
+
+def matches(known: str | None, tag: str) -> bool:
+    """Compare an If-None-Match as RFC 9110 has it for reading: weakly, with any of the list, or with `*`."""
+    given = [each.strip().removeprefix("W/") for each in (known or "").split(",")]
+    return tag in given or given == ["*"]
 
 
 def created(body: Any, *, location: str | None = None, replayed: bool = False) -> Answer:

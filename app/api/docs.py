@@ -16,7 +16,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from app.api import wire
+from app.api import wire, wire_timetable
 from app.webhooks.sending import WebhookMessage
 
 PROBLEM = "application/problem+json"
@@ -27,6 +27,7 @@ _LOCATION = {"Location": {"description": "where it is, when it is one thing", "s
 _REPLAYED = {
     "Idempotency-Replayed": {"description": "this is the first answer again", "schema": {"const": "true"}},
 }
+_ETAG = {"ETag": {"description": "names this very answer", "schema": {"type": "string"}}}
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 
 operator_security: list[dict[str, list[str]]] = [{"operator": []}]
@@ -61,6 +62,10 @@ def problems(*statuses: int, body: bool = False) -> dict[int, ResponseSpec]:
         )
         for status in sorted(own)
     }
+
+
+#: What a route answers to somebody who has the answer already.
+unchanged = {304: ResponseSpec(None, generate_examples=False, description="It is still as `If-None-Match` knows it")}
 
 
 def config() -> OpenAPIConfig:
@@ -102,7 +107,10 @@ def document(app: Litestar) -> bytes:
 
 def _describe_structs(found: dict[str, Any]) -> None:
     names = found["components"]["schemas"]
-    structs = [WebhookMessage, *(getattr(wire, name) for name in names if hasattr(wire, name))]
+    structs = [
+        WebhookMessage,
+        *(getattr(of, name) for name in names for of in (wire, wire_timetable) if hasattr(of, name)),
+    ]
     (message, *_), described = msgspec.json.schema_components(structs, ref_template=_COMPONENT)
     found["components"]["schemas"] = described
     found["webhooks"] = {"event": {"post": _webhook(message)}}
@@ -139,7 +147,10 @@ def _correct(operation: dict[str, Any], query: type[msgspec.Struct] | None) -> N
     if parameters:
         operation["parameters"] = parameters
     responses = operation["responses"]
-    responses.get("204", {}).pop("content", None)
+    for status in ("204", "304"):
+        responses.get(status, {}).pop("content", None)
+    if "304" in responses:
+        responses["200"]["headers"] = responses["304"]["headers"] = _ETAG
     if "201" in responses:
         responses["201"]["headers"] = {**_LOCATION, **_REPLAYED}
     for status in ("503", "429"):

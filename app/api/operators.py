@@ -8,13 +8,12 @@ from litestar import Response, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, SkipValidation
 
-from app import booking, domain
+from app import booking, domain, schedules
 from app.api import answers, wire
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, keyed, operator_only, query
 from app.catalogue import BookingFilter, EventFilter
-from app.errors import NotFound
 from app.telemetry import request_id
 
 #: A thousand slots are more than the 16 KiB that other bodies may have.
@@ -61,7 +60,11 @@ async def change_venue(
     request: ApiRequest, slug: FromPath[str], data: JSONBody[SkipValidation[wire.VenueChanges]]
 ) -> Response[wire.Venue]:
     """Change a venue. Holds that live keep the times they were given."""
-    return answers.ok(wire.venue(await request.catalogue.change_venue(slug, wire.changes(data), request_id())))
+    changes = wire.changes(data)
+    changed = await request.catalogue.change_venue(slug, changes, request_id())
+    if "timezone" in changes:  # the same working hours are at other instants now
+        await schedules.make_slots(request.engine, [resource.id for resource in changed.resources])
+    return answers.ok(wire.venue(changed))
 
 
 @post("/v1/resources", guards=[operator_only], security=operator_security, responses=problems(401, 404, 422, body=True))
@@ -96,8 +99,6 @@ async def create_slots(
 ) -> Response[wire.Slot | wire.SlotsCreated]:
     """Create one slot, or up to 1,000 at once, all or none."""
     wanted = data.slots if isinstance(data, wire.SlotsWanted) else [data]
-    if any(slot.service_id is not None for slot in wanted):
-        raise NotFound("Service not found")
     answer = await request.catalogue.create_slots(
         [slot.to_new() for slot in wanted],
         keyed("slots", key, data),

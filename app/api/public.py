@@ -14,7 +14,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 from app import booking, checkout, domain, reschedule, several
 from app.api import answers, wire
 from app.api.answers import Answer
-from app.api.docs import problems, token_or_operator
+from app.api.docs import problems, token_or_operator, unchanged
 from app.api.strict import IDEMPOTENCY_KEY_PATTERN, ApiRequest, idempotency_key, keyed, query
 from app.booking import Caller
 from app.catalogue import SlotFilter
@@ -33,6 +33,7 @@ IdempotencyKey = Annotated[
         schema_extra={"pattern": IDEMPOTENCY_KEY_PATTERN},
     ),
 ]
+IfNoneMatch = Annotated[str | None, HeaderParameter(name="If-None-Match", description="the `ETag` of what is known")]
 HoldToken = Annotated[str | None, HeaderParameter(name="Hold-Token", description="the token of the hold")]
 ManageToken = Annotated[
     str | None,
@@ -53,9 +54,13 @@ async def read_venue(request: ApiRequest, slug: FromPath[str]) -> Response[wire.
     return answers.ok(wire.venue(await request.catalogue.venue(slug)))
 
 
-@get("/v1/slots", opt={"query": wire.SlotQuery}, responses=problems(404))
-async def list_slots(request: ApiRequest) -> Response[wire.SlotPage]:
-    """List slots in the order of their start; with `quantity` only those that have room for so many now."""
+@get("/v1/slots", opt={"query": wire.SlotQuery}, responses={**problems(404), **unchanged})
+async def list_slots(request: ApiRequest, known: IfNoneMatch = None) -> Response[wire.SlotPage]:
+    """List slots in the order of their start; with `quantity` only those that have room for so many now.
+
+    A slot is `closed` also when it is later than its schedule's notice allows. The ETag is of the page as it is
+    answered, holds included.
+    """
     asked = query(request, wire.SlotQuery)
     which = SlotFilter(
         venue=asked.venue,
@@ -65,7 +70,7 @@ async def list_slots(request: ApiRequest) -> Response[wire.SlotPage]:
         starts_before=asked.starts_before,
         room_for=asked.quantity,
     )
-    return answers.ok(await _page_of_slots(request, which, asked))
+    return answers.unless_known(await _page_of_slots(request, which, asked), known)
 
 
 async def _page_of_slots(request: ApiRequest, which: SlotFilter, asked: wire.SlotQuery) -> wire.SlotPage:

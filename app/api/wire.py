@@ -231,6 +231,7 @@ class SlotWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return NewSlot(
             venue=self.venue,
             resource_id=self.resource_id,
+            service_id=self.service_id,
             starts_at=self.starts_at.astimezone(UTC),
             ends_at=self.ends_at.astimezone(UTC),
             capacity=self.capacity,
@@ -397,6 +398,25 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     kind: ResourceKind
 
 
+class Money(msgspec.Struct, frozen=True, kw_only=True):
+    amount: int
+    currency: str
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sold, and which resources offer it. For `buffer_minutes` after it they can begin nothing else."""
+
+    id: UUID
+    venue: str
+    name: str
+    duration_minutes: int
+    buffer_minutes: int
+    capacity: int
+    price: Money | None
+    active: bool
+    resource_ids: list[UUID]
+
+
 class Venue(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     slug: str
@@ -408,17 +428,12 @@ class Venue(msgspec.Struct, frozen=True, kw_only=True):
     refund_hours: int
     return_origins: list[str] | None
     resources: list[Resource]
-    services: list[dict[str, Any]] = []
+    services: list[Service]
 
 
 class Named(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     name: str
-
-
-class Money(msgspec.Struct, frozen=True, kw_only=True):
-    amount: int
-    currency: str
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
@@ -670,7 +685,32 @@ def venue(known: domain.Venue) -> Venue:
         refund_hours=known.refund_hours,
         return_origins=known.return_origins,
         resources=[resource(each) for each in known.resources],
+        services=[service(each) for each in known.services],
     )
+
+
+def service(known: domain.Service) -> Service:
+    return Service(
+        id=known.id,
+        venue=known.venue,
+        name=known.name,
+        duration_minutes=known.duration_minutes,
+        buffer_minutes=known.buffer_minutes,
+        capacity=known.capacity,
+        price=_price(known.price_amount, known.price_currency),
+        active=known.active,
+        resource_ids=known.resource_ids,
+    )
+
+
+def _price(amount: int | None, currency: str | None) -> Money | None:
+    return None if amount is None or currency is None else Money(amount=amount, currency=currency)
+
+
+def _service_of(known: domain.Slot) -> Named | None:
+    if known.service_id is None or known.service_name is None:
+        return None
+    return Named(id=known.service_id, name=known.service_name)
 
 
 def slot(known: domain.Slot, room: Room | None = None) -> Slot:
@@ -685,7 +725,7 @@ def slot(known: domain.Slot, room: Room | None = None) -> Slot:
         id=known.id,
         venue=known.venue,
         resource=Named(id=known.resource_id, name=known.resource_name),
-        service=None,
+        service=_service_of(known),
         starts_at=known.starts_at,
         ends_at=known.ends_at,
         timezone=known.timezone,
@@ -701,8 +741,11 @@ def slot(known: domain.Slot, room: Room | None = None) -> Slot:
 def _status(known: domain.Slot, available: int, *, may_free: bool) -> SlotStatus:
     if not known.open:
         return "closed"
-    if known.starts_at <= datetime.now(UTC):
+    now = datetime.now(UTC)
+    if known.starts_at <= now:
         return "past"
+    if known.closes_at is not None and known.closes_at <= now:
+        return "closed"
     if available > 0:
         return "available"
     return "held" if may_free else "sold_out"

@@ -83,11 +83,22 @@ def parse(url: str) -> Target:
     if parts is None or len(url) > MAX_URL_LENGTH:
         raise NotAllowed("the URL is not a plain https URL")
     scheme, host, path = url.partition(":")[0], parts[1].lower(), parts[3] or "/"
-    host = host[1:-1] if host.startswith("[") else host.removesuffix(".")
+    if host.startswith("["):
+        host = host[1:-1]
+        if not _is_ipv6(host):
+            raise NotAllowed("the URL has brackets around what is no IPv6 address")
+    host = host.removesuffix(".")
     port = int(parts[2][1:]) if parts[2] else _DEFAULT_PORTS[scheme]
     if not host or not 1 <= port <= 65_535:
         raise NotAllowed("the URL names no host, or no port that there is")
     return Target(scheme, host, port, path if path.startswith("/") else f"/{path}")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def require_plausible(url: str, *, allow_private: bool) -> None:
