@@ -17,7 +17,6 @@ from uuid import UUID
 import msgspec
 import psycopg
 import structlog
-from msgspec import UNSET
 from psycopg import errors as pg
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
@@ -575,6 +574,31 @@ class Ledger:
         )
         return [_slot(row) for row in rows]
 
+    async def slots_of_service_near(
+        self, slot_id: UUID, service_id: UUID, resource_id: UUID, at: datetime, limit: int
+    ) -> list[Slot]:
+        """List open slots of a service that can still be booked: of this resource first, the nearest in time first.
+
+        Index scans outwards from the time, `limit` each, so there may be years of slots.
+        """
+        of_service = "SELECT * FROM slots WHERE service_id = %(service)s AND status = 'open'"
+        parts = " UNION ".join(
+            f"({of_service} AND {whose} AND {when} LIMIT %(limit)s)"
+            for whose in ("resource_id = %(resource)s", "true")
+            for when in (
+                "starts_at >= greatest(%(at)s, now()) ORDER BY starts_at, id",
+                "starts_at < %(at)s AND starts_at > now() ORDER BY starts_at DESC, id",
+            )
+        )
+        rows = await self._settled_rows(
+            f"SELECT {_SLOT_WITH_NAMES} FROM ({parts}) AS n"  # noqa: S608 constants
+            " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
+            " WHERE n.id <> %(slot)s AND (n.closes_at IS NULL OR n.closes_at > now())"
+            " ORDER BY n.resource_id <> %(resource)s, abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id",
+            {"service": service_id, "resource": resource_id, "at": at, "slot": slot_id, "limit": limit},
+        )
+        return [_slot(row) for row in rows]
+
     async def slots(self, slot_ids: Sequence[UUID]) -> list[Slot]:
         """Read slots with the names that people know them by; those that do not exist are left out."""
         rows = await self._settled_rows(
@@ -736,19 +760,15 @@ def _jsonb(requests: Sequence[CommitRequest]) -> str:
 def _facts(row: Row) -> SlotFacts:
     return SlotFacts(
         row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
-        row.hold_ttl_seconds, row.hold_max_seconds, _occupied_until(row),
+        row.hold_ttl_seconds, row.hold_max_seconds,
     )  # fmt: skip
 
 
 def counts_of(row: Row) -> Counts:
     return Counts(
         row.slot_id, row.resource_id, row.capacity, row.available_count, row.version, row.is_open,
-        row.starts_at, row.ends_at, _occupied_until(row) if hasattr(row, "one_at_a_time") else UNSET,
+        row.starts_at, row.ends_at,
     )  # fmt: skip
-
-
-def _occupied_until(row: Row) -> datetime | None:
-    return row.occupied_until if row.one_at_a_time else None
 
 
 def _outcome(row: Row) -> Outcome:
@@ -801,5 +821,4 @@ def _slot(row: Row) -> Slot:
         version=row.version,
         price_amount=row.price_amount,
         price_currency=row.price_currency,
-        occupied_until=_occupied_until(row),
     )

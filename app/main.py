@@ -12,6 +12,7 @@ from app.api import docs, problems
 from app.api.direct import Direct
 from app.api.machines import Readiness
 from app.api.strict import ApiRequest, exact_path
+from app.appointments import Appointments
 from app.catalogue import Catalogue
 from app.settings import Settings
 
@@ -27,6 +28,7 @@ def create_app(chosen: Settings) -> telemetry.Observed:
         async with engine.running(chosen) as running:
             catalogue = Catalogue(chosen.database_url)
             app.state.engine, app.state.catalogue = running, catalogue
+            app.state.appointments = Appointments(running)
             app.state.readiness = Readiness(running)
             try:
                 yield

@@ -31,6 +31,7 @@ ALLOWED = {
     "timetable": {"catalogue", "domain", "errors", "hours", "schema", "tokens"},
     "schedules": {"booking", "engine", "errors", "hours", "ledger"},
     "checkout": {"booking", "domain", "engine", "errors", "gateway", "ledger", "payments", "telemetry", "tokens"},
+    "appointments": {"booking", "domain", "engine", "errors", "ledger", "mirror", "tokens"},
     "reschedule": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "several": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "notices": {"domain", "engine", "mail", "payments", "telemetry"},

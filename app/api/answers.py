@@ -27,6 +27,10 @@ class Answer(Response[Any]):
     def __init__(self, status: int, body: bytes, media_type: bytes, headers: Mapping[str, str]) -> None:
         self.status_code, self.headers, self._media_type, self._body = status, dict(headers), media_type, body
 
+    @property
+    def body(self) -> bytes:
+        return self._body
+
     def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]
         return self._send
 

@@ -14,10 +14,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import msgspec
 
+_H, _BYTE = "[0-9A-Fa-f]{1,4}", "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+#: Addresses of IPv6 as people write them, and only such as are one: whole, shortened once, or of an IPv4 address.
+_V6 = (
+    rf"{_H}(?::{_H}){{7}}|(?:{_H}(?::{_H}){{0,2}})?::(?:{_H}(?::{_H}){{0,3}})?"
+    rf"|(?:::|(?:0:){{5}})ffff:{_BYTE}(?:\.{_BYTE}){{3}}"
+)
 #: What a URL must look like: no user, no fragment, nothing that two readers could understand in two ways.
 URL = (
-    r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?([/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*)?"
+    rf"https?://([A-Za-z0-9._-]{{1,253}}|\[(?:{_V6})\])(:[0-9]{{1,5}})?"
+    r"([/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*)?"
 )
+
 MAX_URL_LENGTH = 2_000
 
 #: Not public although `is_global` of some Python says so: relays and translators that lead back into private networks,

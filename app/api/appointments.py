@@ -1,0 +1,121 @@
+"""The salon's page: one route, in the words and the form of errors that its programs know (S4-1, S4-2)."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+from litestar import Response, post
+from litestar.connection import Request
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.params import FromPath, JSONBody
+from msgspec import UNSET, UnsetType
+
+from app.api import answers, problems, wire
+from app.api.answers import Answer
+from app.api.public import IdempotencyKey
+from app.api.strict import ApiRequest, idempotency_key
+from app.appointments import Appointments, Taken, Wanted
+from app.errors import InvalidRequest, Problem
+
+JSON = b"application/json"
+
+#: The words of this route for what the others call by other names.
+_CODES: Mapping[str, str] = {
+    "invalid_request": "VALIDATION_ERROR",
+    "not_found": "NOT_FOUND",
+    "venue_not_found": "NOT_FOUND",
+    "slot_not_found": "NOT_FOUND",
+    "busy": "UNAVAILABLE",
+    "overloaded": "UNAVAILABLE",
+    "database_unavailable": "UNAVAILABLE",
+}
+
+
+def _refused(_: Request[Any, Any, Any], problem: Problem) -> Answer:
+    field = problem.fields["errors"][0]["field"] if isinstance(problem, InvalidRequest) else ""
+    code = _CODES.get(problem.code, problem.code.upper())
+    return _error(problem.status, code, problem.detail, field=field or UNSET, headers=problem.headers)
+
+
+def _taken(_: Request[Any, Any, Any], taken: Taken) -> Answer:
+    shown = [
+        wire.AppointmentOffer(
+            start_time=slot.starts_at, end_time=slot.ends_at, staff_id=slot.resource_id, slot_id=slot.id
+        )
+        for slot in taken.alternatives
+    ]
+    return _error(400, "TIME_CONFLICT", "This time is no longer available", alternatives=shown)
+
+
+def _http(request: Request[Any, Any, Any], error: HTTPException) -> Answer:
+    """Retell what Litestar refused in the words of this route."""
+    if isinstance(error, ValidationException):
+        told = msgspec.json.decode(problems.render_validation(request, error).body)
+    else:
+        told = msgspec.json.decode(problems.render_http(request, error).body)
+    return _error(told["status"], _CODES.get(told["code"], told["code"].upper()), told["detail"])
+
+
+def _bug(request: Request[Any, Any, Any], error: Exception) -> Answer:
+    problems.render_bug(request, error)
+    return _error(500, "INTERNAL_ERROR", "Something went wrong on our side")
+
+
+def _error(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    field: str | UnsetType = UNSET,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    alternatives: list[wire.AppointmentOffer] | UnsetType = UNSET,
+) -> Answer:
+    failure = wire.AppointmentFailure(code=code, message=message, field=field)
+    body = wire.AppointmentError(error=failure, alternatives=alternatives)
+    return Answer(status, msgspec.json.encode(body), JSON, headers)
+
+
+def _documented(*statuses: int) -> dict[int, ResponseSpec]:
+    return {
+        status: ResponseSpec(wire.AppointmentError, generate_examples=False, description="`error.code` tells what")
+        for status in statuses
+    }
+
+
+@post(
+    "/api/v1/public/{slug:str}/book",
+    exception_handlers={Taken: _taken, Problem: _refused, HTTPException: _http, Exception: _bug},
+    responses=_documented(400, 402, 404, 413, 415, 422, 500, 503),
+)
+async def book_appointment(
+    request: ApiRequest, slug: FromPath[str], data: JSONBody[wire.AppointmentWanted], key: IdempotencyKey = None
+) -> Response[wire.Appointment]:
+    """Book a service with a person at a time. Taken: 400 `TIME_CONFLICT`, with free times of the same service."""
+    wanted = Wanted(
+        slug=slug,
+        service_id=data.service_id,
+        staff_id=data.staff_id,
+        starts_at=data.starts_at(),
+        customer=data.customer(),
+        key=idempotency_key(key),
+    )
+    appointments: Appointments = request.app.state.appointments
+    made, slot, token = await appointments.book(wanted, caller=request.caller)
+    body = wire.Appointment(
+        id=made.id,
+        status=made.status,
+        service_id=data.service_id,
+        staff_id=slot.resource_id,
+        slot_id=slot.id,
+        start_time=slot.starts_at,
+        end_time=slot.ends_at,
+        manage_token=token,
+        created_at=made.created_at,
+    )
+    return answers.created(body, location=f"/v1/bookings/{made.id}", replayed=made.replayed)
+
+
+ROUTES: list[HTTPRouteHandler] = [book_appointment]
