@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import structlog
+from msgspec import UNSET
 from psycopg import errors as pg
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
@@ -760,15 +761,19 @@ def _jsonb(requests: Sequence[CommitRequest]) -> str:
 def _facts(row: Row) -> SlotFacts:
     return SlotFacts(
         row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
-        row.hold_ttl_seconds, row.hold_max_seconds,
+        row.hold_ttl_seconds, row.hold_max_seconds, _occupied_until(row),
     )  # fmt: skip
 
 
 def counts_of(row: Row) -> Counts:
     return Counts(
         row.slot_id, row.resource_id, row.capacity, row.available_count, row.version, row.is_open,
-        row.starts_at, row.ends_at,
+        row.starts_at, row.ends_at, _occupied_until(row) if hasattr(row, "one_at_a_time") else UNSET,
     )  # fmt: skip
+
+
+def _occupied_until(row: Row) -> datetime | None:
+    return row.occupied_until if row.one_at_a_time else None
 
 
 def _outcome(row: Row) -> Outcome:
@@ -821,4 +826,5 @@ def _slot(row: Row) -> Slot:
         version=row.version,
         price_amount=row.price_amount,
         price_currency=row.price_currency,
+        occupied_until=_occupied_until(row),
     )
