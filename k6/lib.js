@@ -33,8 +33,8 @@ const errors = counter('booking_errors');
 const readbacks = counter('booking_readbacks');
 const mismatches = counter('booking_readback_mismatches');
 const unaccounted = counter('places_unaccounted');
-const bookingMs = new Trend('booking_ms', true);
-const refusalMs = new Trend('refusal_ms', true);
+export const bookingMs = new Trend('booking_ms', true);
+export const refusalMs = new Trend('refusal_ms', true);
 
 // What every script demands. Times are reported and not judged: machines differ, and are shared.
 export function thresholds(slots, more) {
@@ -144,6 +144,11 @@ export function isRefusal(response, slotId, quantity) {
     'alternatives with room': Array.isArray(problem.alternatives) && problem.alternatives.length <= 5
       && problem.alternatives.every((slot) => isId(slot.id) && slot.id !== slotId && slot.available >= quantity),
   });
+}
+
+// Notes places that a client was promised, which the read-back must find.
+export function promised(places) {
+  unaccounted.add(places);
 }
 
 function customer() {

@@ -64,9 +64,10 @@ export K6_NO_USAGE_REPORT=true
 export K6_WEB_DASHBOARD=true K6_WEB_DASHBOARD_PORT=-1 K6_WEB_DASHBOARD_PERIOD=1s # no listener, and short runs
 
 echo "Load tests against $BASE_URL"
+scripts="last_place capacity mixed appointments"
 verdicts=()
 failed=0
-for script in last_place capacity mixed; do
+for script in $scripts; do
   report=reports/$script
   rm -f "$report".*
   code=0
@@ -93,6 +94,6 @@ for script in last_place capacity mixed; do
   verdicts+=("$(printf '%-12s %s' "$script" "$verdict")")
 done
 
-echo "Reports: $(pwd)/reports/{last_place,capacity,mixed}.html and .json"
+echo "Reports: $(pwd)/reports/<script>.html and .json"
 printf '%s\n' "${verdicts[@]}"
 exit "$failed"
