@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from app.calendars.agenda import Line, Look, Subject
     from app.engine import Engine
 
-#: From so many columns on a week has one for each day.
-WIDE = 120
+#: From so many columns on a week has one for each day, with room for the time and a short name.
+WIDE = 130
 STYLES = {"booking": "", "hold": "yellow", "free": "green", "closed": "dim"}
 TODAY, TOMORROW = "today", "tomorrow"
 
@@ -239,9 +239,8 @@ def _print_columns(subject: "Subject", window: Window, lines: "Sequence[Line]") 
     from rich.text import Text
 
     today = window.now.astimezone(window.zone).date()
-    made = Table(
-        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=out().width - 4
-    )  # emoji may be wider than told
+    # The line between columns is a space already. Emoji may be wider than told: two columns are left for them.
+    made = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, width=out().width - 2)
     for day in window.days:
         style = "bold cyan" if day == today else "bold"
         made.add_column(Text(f"{day:%a %d %b}", style), ratio=1, no_wrap=True, overflow="ellipsis")
