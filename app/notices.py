@@ -11,18 +11,18 @@ from app.domain import Payment
 from app.engine import Engine
 from app.mail.delivery import send as deliver
 from app.mail.message import render
-from app.mail.notice import MailRefused, Money, Notice, NoticeVenue, Recipient, Refund
+from app.mail.notice import Kind, MailRefused, Money, Notice, NoticeVenue, Recipient, Refund
 from app.payments import Offer
 
 log = structlog.get_logger()
-
-Kind = Literal["confirmed", "cancelled", "refunded"]
 
 
 def kind_of(event_type: str, data: dict[str, Any]) -> Kind | None:
     """Tell which e-mail an event calls for; None for most of them."""
     if event_type == "booking.confirmed":
         return "confirmed"
+    if event_type == "booking.rescheduled":
+        return "moved"
     if event_type == "booking.cancelled":
         return "cancelled"
     if event_type == "payment.late" and data.get("outcome") == "refunded":
@@ -69,7 +69,8 @@ async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None
         customer=Recipient(customer.name, customer.email),
         price=_price(payment, offer, booking.quantity),
         refund=_refund(payment),
-        sequence=0 if kind == "confirmed" else 1,
+        # Grows with each e-mail about it that changes a calendar.
+        sequence=booking.version - 1 if kind in ("confirmed", "moved") else booking.version,
     )
 
 

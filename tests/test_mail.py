@@ -141,6 +141,14 @@ async def test_a_cancellation_ends_the_same_entry_and_tells_of_the_money(tmp_pat
     assert "refund" not in body(free, "plain")
 
 
+async def test_a_booking_that_moved_corrects_the_same_entry(tmp_path):
+    message = await sent(tmp_path, render(notice(kind="moved", sequence=1), SENDER))
+    entry = event(message)
+    assert (entry["UID"], entry["STATUS"], entry["SEQUENCE"]) == (f"{BOOKING}@holdfast", "CONFIRMED", 1)
+    assert message["Subject"].startswith("Changed: ")
+    assert "what you have booked now" in body(message, "plain")
+
+
 async def test_a_payment_that_came_too_late_has_no_calendar_entry(tmp_path):
     late = notice(kind="refunded", refund=Refund("due", Money(1200, "JPY")), manage_url=None)
     message = await sent(tmp_path, render(late, SENDER))

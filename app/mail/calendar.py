@@ -24,7 +24,7 @@ def calendar_entry(notice: Notice, organizer: Address, now: datetime) -> bytes:
     event.add("dtstamp", now)
     event.add("dtstart", notice.starts_at)
     event.add("dtend", notice.ends_at)
-    event.add("status", "CONFIRMED" if notice.kind == "confirmed" else "CANCELLED")
+    event.add("status", "CONFIRMED" if notice.kind in ("confirmed", "moved") else "CANCELLED")
     venue, what = one_line(notice.venue.name), one_line(notice.resource_name)
     event.add("summary", f"{what} · {venue}")
     event.add("location", venue)

@@ -107,13 +107,19 @@ def _words(notice: Notice) -> Words:
             ("Booking", str(notice.booking_id)),
         ],
         link=notice.manage_url,
-        link_text="View or cancel the booking" if notice.kind == "confirmed" else "View the booking",
+        link_text="View or cancel the booking" if notice.kind in ("confirmed", "moved") else "View the booking",
     )
 
 
-_SUBJECTS = {"confirmed": "Confirmed", "cancelled": "Cancelled", "refunded": "Not booked, money returned"}
+_SUBJECTS = {
+    "confirmed": "Confirmed",
+    "moved": "Changed",
+    "cancelled": "Cancelled",
+    "refunded": "Not booked, money returned",
+}
 _HEADINGS = {
     "confirmed": "Your booking is confirmed",
+    "moved": "Your booking has changed",
     "cancelled": "Your booking is cancelled",
     "refunded": "Your payment came too late",
 }
@@ -124,6 +130,8 @@ def _sentences(notice: Notice) -> list[str]:
     match notice.kind:
         case "confirmed":
             return [f"{places} booked. The attached file puts the booking into your calendar."]
+        case "moved":
+            return ["This is when and what you have booked now. The attached file corrects your calendar."]
         case "cancelled":
             return [
                 "The booking below has been cancelled. The attached file takes it out of your calendar.",

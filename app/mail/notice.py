@@ -6,8 +6,8 @@ from uuid import UUID
 
 import msgspec
 
-#: `refunded`: a payment came too late to be booked, and goes back.
-Kind = Literal["confirmed", "cancelled", "refunded"]
+#: `moved`: to another slot. `refunded`: a payment came too late to be booked, and goes back.
+Kind = Literal["confirmed", "moved", "cancelled", "refunded"]
 
 
 class Money(msgspec.Struct, frozen=True):
