@@ -8,6 +8,9 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := .venv
 unexport VIRTUAL_ENV
 
+# Test files that run side by side. Each starts servers of its own, and mostly waits for them.
+FILES_AT_ONCE ?= 2
+
 UV := .tools/bin/uv
 BIN := .venv/bin
 UV_READY := .tools/uv-$(UV_VERSION)
@@ -22,7 +25,7 @@ run: .venv/.run ## start everything here: bundled Redis and Postgres, a demo ven
 	@HOLDFAST_HOME="$${HOLDFAST_HOME:-$(CURDIR)/.holdfast}" exec $(BIN)/holdfast demo
 
 test: .venv/.dev ## the tests with coverage; `make test ARGS="-k races"` for some of them
-	$(BIN)/pytest --cov --cov-report=term --tb=short -q $(ARGS)
+	$(BIN)/pytest -n $(FILES_AT_ONCE) --dist loadfile --cov --cov-report=term --tb=short -q $(ARGS)
 
 check: .venv/.dev ## what a reviewer needs: format, lint, types, tests
 	$(BIN)/ruff format --check
