@@ -1,8 +1,8 @@
 """The races again, with one protection after the other taken away: a test that cannot fail proves nothing.
 
-Layer 1 off: Redis is not there. Layer 2 off: `commit_bookings` without its row lock, and with a pause between
-deciding and writing, so that all rivals decide by the same count. Layer 3 off: the constraints dropped. Each in a
-scratch database.
+Layer 1 off: Redis is not there, or does not know what it is about. Layer 2 off: `commit_bookings` without its row lock,
+and with a pause between deciding and writing, so that all rivals decide by the same count. Layer 3 off: the constraints
+dropped. Each in a scratch database.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.redis_servers import RedisServer, running_redis
 from tests.service import (
     Postgres,
     Service,
@@ -38,6 +39,12 @@ PAUSE_SECONDS = 0.5
 PAUSE_AND_WRITE = WRITE + f"        PERFORM pg_sleep({PAUSE_SECONDS});\n"
 
 
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running_redis("--maxmemory-policy", "noeviction") as server:
+        yield server
+
+
 def without_row_lock(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         [[source]] = connection.execute("SELECT pg_get_functiondef('commit_bookings'::regproc)")
@@ -53,14 +60,16 @@ def without_constraints(database_url: str) -> None:
 
 
 @contextmanager
-def layers(postgres: Postgres, tmp_path: Path, *, lock: bool, constraints: bool) -> Iterator[Service]:
-    """Serve without layer 1, and with what is asked for of the others."""
+def layers(
+    postgres: Postgres, tmp_path: Path, *, lock: bool, constraints: bool, redis: RedisServer | None = None
+) -> Iterator[Service]:
+    """Serve with what is asked for; without a Redis, layer 1 is off."""
     database_url = postgres.fresh()
     if not lock:
         without_row_lock(database_url)
     if not constraints:
         without_constraints(database_url)
-    with serving(database_url, f"unix://{tmp_path}/nobody.sock") as service:
+    with serving(database_url, redis.url if redis else f"unix://{tmp_path}/nobody.sock", redis=redis) as service:
         yield service
 
 
@@ -104,24 +113,56 @@ async def test_without_any_layer_the_same_race_oversells(postgres: Postgres, tmp
         assert sold > capacity
 
 
-async def overlapping_winners(service: Service) -> int:
-    """Race for ten slots of one person that all overlap; returns how many were sold."""
+# -- one person, one thing at a time ----------------------------------------------------------------------------------
+
+
+async def overlapping_winners(service: Service, kind: str = "person") -> int:
+    """Race for ten slots of one resource that all overlap; returns how many were sold."""
     async with service.client() as client:
-        slots = await make_slots(service, client, *[1] * RIVALS, kind="person", hours_apart=0.05)
+        slots = await make_slots(service, client, *[1] * RIVALS, kind=kind, hours_apart=0.05)
         requests = [client.build_request("POST", "/v1/bookings", json=booking_body(slot_id)) for slot_id in slots]
         answers = await all_at_once(client, requests)
         assert {answer.status_code for answer in answers} <= {201, 409}, [answer.text for answer in answers]
         return sum(answer.status_code == 201 for answer in answers)
 
 
+async def test_layer_2_tells_who_comes_later_that_the_person_is_busy(postgres: Postgres, tmp_path: Path):
+    """Layers 1 and 3 off. Rivals at one instant need layer 3: the slots are different rows, and no lock is shared."""
+    with layers(postgres, tmp_path, lock=True, constraints=False) as service:
+        async with service.client() as client:
+            slots = await make_slots(service, client, *[1] * RIVALS, kind="person", hours_apart=0.05)
+            answers = [await client.post("/v1/bookings", json=booking_body(slot_id)) for slot_id in slots]
+            assert [answer.status_code for answer in answers] == [201] + [409] * (RIVALS - 1)
+            assert {answer.json()["reason"] for answer in answers[1:]} == {"booked"}
+
+
 async def test_a_person_does_one_thing_at_a_time_by_the_exclusion_constraint(postgres: Postgres, tmp_path: Path):
+    """Layers 1 and 2 off: rivals decide while nobody has written."""
     with layers(postgres, tmp_path, lock=False, constraints=True) as service:
         assert await overlapping_winners(service) == 1
 
 
-async def test_without_the_exclusion_constraint_a_person_is_in_two_places(postgres: Postgres, tmp_path: Path):
+async def test_a_person_does_one_thing_at_a_time_by_the_hold_script(
+    postgres: Postgres, tmp_path: Path, redis: RedisServer
+):
+    """Layers 2 and 3 off."""
+    with layers(postgres, tmp_path, lock=False, constraints=False, redis=redis) as service:
+        assert await overlapping_winners(service) == 1
+        refused = service.metric("holdfast_outcomes_total", operation="book", outcome="refused_early")
+        assert refused == RIVALS - 1
+
+
+async def test_without_any_layer_a_person_is_in_two_places(postgres: Postgres, tmp_path: Path):
     with layers(postgres, tmp_path, lock=False, constraints=False) as service:
         assert await overlapping_winners(service) > 1
+
+
+async def test_a_redis_that_takes_the_person_for_an_event_keeps_nobody_away(
+    postgres: Postgres, tmp_path: Path, redis: RedisServer
+):
+    """What the test of layer 1 alone shows is the work of the hold script, not of a Redis that is there."""
+    with layers(postgres, tmp_path, lock=False, constraints=False, redis=redis) as service:
+        assert await overlapping_winners(service, kind="event") == RIVALS
 
 
 # -- nobody with psql -------------------------------------------------------------------------------------------------
