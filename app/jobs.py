@@ -20,7 +20,7 @@ import structlog
 from procrastinate import exceptions, jobs
 from psycopg.rows import namedtuple_row
 
-from app import checkout, notices
+from app import checkout, notices, schedules, waiting
 from app.engine import Engine
 from app.errors import Unavailable
 from app.gateway import Unclear
@@ -50,6 +50,12 @@ WAITS_SECONDS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 MAX_TRIES = 80
 #: How often the mirror is compared with Postgres.
 RECONCILE_SECONDS = 300.0
+#: How often the slots of those schedules are made whose time has come.
+KEEP_AHEAD_SECONDS = 5.0
+#: How often webhooks that were delivered long ago are forgotten.
+FORGET_SECONDS = 3600.0
+#: How often the waiting list is looked after: how long those wait whom no commit could offer anything.
+WAITING_SECONDS = 3.0
 #: What may be worth another try. Anything else fails the job at once, and a person must look.
 PASSING = (Unavailable, Unclear, MailServerAway, OSError, psycopg.OperationalError)
 #: How a job ends that was still at it when its worker had to stop.
@@ -150,6 +156,8 @@ def _following(event: Row, engine: Engine) -> Sequence[tuple[str, str | None, di
     if event.type == "refund.due":
         payment_id = event.data["payment_id"]
         followers.append(("refund_payment", f"refund_payment:{payment_id}", {"payment_id": payment_id}))
+    if event.type == "waiting.offered":
+        followers.append(("tell_mirror", None, {"slot_id": event.data["slot_id"]}))
     kind = notices.kind_of(event.type, event.data)
     if kind is not None and event.booking_id is not None and engine.settings.smtp_url is not None:
         booking_id = str(event.booking_id)
@@ -183,6 +191,7 @@ def queue(engine: Engine) -> procrastinate.App:
     task("close_payment", lambda payment_id: _or_later(checkout.close(engine, payment_id)))
     task("refund_payment", lambda payment_id: _or_later(checkout.refund(engine, payment_id)))
     task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
+    task("tell_mirror", lambda slot_id: waiting.tell_mirror(engine, UUID(slot_id)))
     task("send_mail", lambda kind, booking_id: notices.send(engine, kind, booking_id))
     return found
 
@@ -227,10 +236,14 @@ async def relaying(engine: Engine, waiting: procrastinate.App) -> None:
 
 
 async def repairing(engine: Engine, waiting: procrastinate.App) -> None:
-    """Until cancelled: give dead workers' jobs to the living, and compare the mirror."""
+    """Until cancelled: give dead workers' jobs to the living, look after the waiting list, and compare the mirror."""
     started = asyncio.get_running_loop().time()
-    due = {_free_stalled: 0.0, _reconcile: started + RECONCILE_SECONDS}
-    every = {_free_stalled: STALLED_SECONDS / 3, _reconcile: RECONCILE_SECONDS}
+    due = {_free_stalled: 0.0, _look_after_waiting: 0.0, _reconcile: started + RECONCILE_SECONDS}
+    every = {
+        _free_stalled: STALLED_SECONDS / 3,
+        _look_after_waiting: WAITING_SECONDS,
+        _reconcile: RECONCILE_SECONDS,
+    }
     while True:
         now = asyncio.get_running_loop().time()
         for work, at in due.items():
@@ -251,6 +264,18 @@ async def _free_stalled(_: Engine, waiting: procrastinate.App) -> None:
             await manager.retry_job(job)
         except exceptions.UniqueViolation:  # the same has been queued since, and waits for this one to end
             await manager.finish_job(job, jobs.Status.ABORTED, delete_job=True)
+
+
+async def _look_after_waiting(engine: Engine, _: procrastinate.App) -> None:
+    await waiting.look_after(engine)
+
+
+async def _keep_ahead(engine: Engine, _: procrastinate.App) -> None:
+    await schedules.keep_ahead(engine)
+
+
+async def _forget(engine: Engine, _: procrastinate.App) -> None:
+    await deliveries.forget_delivered(engine.ledger)
 
 
 async def _reconcile(engine: Engine, _: procrastinate.App) -> None:

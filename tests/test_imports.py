@@ -34,8 +34,21 @@ ALLOWED = {
     "appointments": {"booking", "domain", "engine", "errors", "ledger", "mirror", "tokens"},
     "reschedule": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "several": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
-    "notices": {"domain", "engine", "mail", "payments", "telemetry"},
-    "jobs": {"checkout", "engine", "errors", "gateway", "ledger", "mail", "notices", "telemetry", "webhooks"},
+    "waiting": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
+    "notices": {"domain", "engine", "mail", "payments", "telemetry", "waiting"},
+    "jobs": {
+        "checkout",
+        "engine",
+        "errors",
+        "gateway",
+        "ledger",
+        "mail",
+        "notices",
+        "schedules",
+        "telemetry",
+        "waiting",
+        "webhooks",
+    },
     "worker": {"engine", "jobs", "settings"},
 }
 #: Packages, each as a whole.
