@@ -236,14 +236,18 @@ async def relaying(engine: Engine, waiting: procrastinate.App) -> None:
 
 
 async def repairing(engine: Engine, waiting: procrastinate.App) -> None:
-    """Until cancelled: give dead workers' jobs to the living, look after the waiting list, and compare the mirror."""
+    """Until cancelled: give dead workers' jobs to the living, look after the waiting list, make slots from schedules,
+    and compare the mirror.
+    """
     started = asyncio.get_running_loop().time()
-    due = {_free_stalled: 0.0, _look_after_waiting: 0.0, _reconcile: started + RECONCILE_SECONDS}
     every = {
         _free_stalled: STALLED_SECONDS / 3,
         _look_after_waiting: WAITING_SECONDS,
+        _keep_ahead: KEEP_AHEAD_SECONDS,
+        _forget: FORGET_SECONDS,
         _reconcile: RECONCILE_SECONDS,
     }
+    due = dict.fromkeys(every, 0.0) | {_reconcile: started + RECONCILE_SECONDS}
     while True:
         now = asyncio.get_running_loop().time()
         for work, at in due.items():
