@@ -1,22 +1,31 @@
 """Slots from working hours: the rules where clocks change, and slots that follow schedules but never bookings."""
 
+import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import httpx
+import msgspec
+import psycopg
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import hours, schedules
-from app.domain import Deviation, Hours
+from app import booking, hours, schedules, timetable
+from app.catalogue import Catalogue, NewResource, NewVenue, SlotFilter
+from app.domain import Customer, Deviation, Hours, Schedule
+from app.engine import Engine
 from app.hours import Lasting, Timetable
+from app.settings import from_env
 from tests import factories
-from tests.service import Service
+from tests.redis_servers import RedisServer
+from tests.service import Postgres, Service, store_environ
 
 BERLIN = ZoneInfo("Europe/Berlin")
 MINUTE = timedelta(minutes=1)
@@ -689,3 +698,281 @@ def test_a_page_that_is_known_is_not_sent_again(operator: httpx.Client):
     assert (now.status_code, now.headers["etag"] == tag) == (200, False)
     operator.delete(f"/v1/holds/{hold['id']}")
     assert operator.get("/v1/slots", params=query, headers={"If-None-Match": tag}).status_code == 304
+
+
+# -- many makers, and makers that die ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def an_engine(postgres: Postgres, redis: RedisServer) -> AsyncIterator[tuple[Engine, Catalogue]]:
+    url = postgres.fresh()
+    engine, catalogue = Engine(from_env(store_environ(url, redis.url))), Catalogue(url)
+    await engine.ledger.pool.open()
+    try:
+        yield engine, catalogue
+    finally:
+        await engine.drain()
+        await engine.ledger.pool.close()
+        await engine.holds.client.aclose()
+        await catalogue.close()
+
+
+async def a_scheduled_person(catalogue: Catalogue, **fields: Any) -> Schedule:
+    """Make a person with a schedule of an hourly service, and no slots yet."""
+    venue = NewVenue(
+        slug="venue", name="V", timezone="Europe/Berlin", payment="on_site", hold_ttl_seconds=None, hold_max_seconds=60
+    )
+    await catalogue.create_venue(venue, None, None, msgspec.json.encode)
+    resource = NewResource(venue="venue", name="P", kind="person")
+    made = await catalogue.create_resource(resource, None, None, msgspec.json.encode)
+    service = timetable.NewService(
+        venue="venue", name="Cut", duration_minutes=60, buffer_minutes=0, capacity=1, price_amount=None,
+        price_currency=None, resource_ids=[],
+    )  # fmt: skip
+    service_made = await timetable.create_service(catalogue, service, None, None, msgspec.json.encode)
+    given = {
+        "hours": every_day("09:00-17:00"), "step_minutes": 30, "from_date": date(2020, 1, 1), "to_date": None,
+        "notice_minutes": 0, "horizon_days": 30, **fields,
+    }  # fmt: skip
+    schedule = timetable.NewSchedule(
+        resource_id=UUID(msgspec.json.decode(made.body)["id"]),
+        service_ids=[UUID(msgspec.json.decode(service_made.body)["id"])],
+        **given,
+    )
+    answer = await timetable.create_schedule(catalogue, schedule, None, None, msgspec.json.encode)
+    return msgspec.json.decode(answer.body, type=Schedule)
+
+
+async def rows(engine: Engine, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in await engine.ledger.repeatable(statement, values)]
+
+
+async def due_now(engine: Engine) -> None:
+    await rows(engine, "UPDATE resources SET slots_due_at = now() RETURNING id")
+
+
+async def wanted_and_open(engine: Engine, schedule: Schedule) -> tuple[set[UUID], set[UUID]]:
+    """Compare what a schedule wants of the days to come, by the rules, with the open slots of its resource."""
+    plan = await schedules._plan(engine.ledger, schedule.resource_id)
+    assert plan is not None
+    now = datetime.now(UTC) + MINUTE
+    wanted = {slot for portion in schedules.portions(plan, now) for slot in portion.wanted}
+    opened = await rows(engine, "SELECT id FROM slots WHERE status = 'open' AND starts_at > %s", now)
+    return wanted, {slot for (slot,) in opened}
+
+
+@pytest.mark.anyio
+async def test_many_makers_at_once_make_each_slot_once(postgres: Postgres, bundled_redis_server: RedisServer):
+    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
+        schedule = await a_scheduled_person(catalogue)
+        done = await asyncio.gather(*(schedules.make_slots(engine, [schedule.resource_id]) for _ in range(6)))
+        [(slots,)] = await rows(engine, "SELECT count(*) FROM slots")
+        assert sum(each.made for each in done) == slots >= 15 * 30
+        assert {(each.closed, each.reopened, each.changed, each.finished) for each in done} == {(0, 0, 0, True)}
+        wanted, opened = await wanted_and_open(engine, schedule)
+        assert wanted == opened
+        again = await schedules.make_slots(engine, [schedule.resource_id])
+        assert again == schedules.Done()
+        # Told in a few lines, not in hundreds; by whom and how many.
+        told = await rows(
+            engine, "SELECT actor, sum((data ->> 'slots')::int) FROM events WHERE type = 'slots.made' GROUP BY 1"
+        )
+        assert told == [("system", slots)]
+
+
+@pytest.mark.anyio
+async def test_whoever_makes_slots_while_hours_change_the_newest_hours_win(
+    postgres: Postgres, bundled_redis_server: RedisServer
+):
+    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
+        schedule = await a_scheduled_person(catalogue)
+
+        async def change(spans: str) -> None:
+            await timetable.change_schedule(
+                catalogue, schedule.id, {}, service_ids=None, hours=every_day(spans), request_id=None
+            )
+            await schedules.make_slots(engine, [schedule.resource_id])
+
+        for n in range(4):
+            spans = ["10:00-12:00", "11:00-20:00", "08:10-10:10"]
+            await asyncio.gather(
+                *(change(each) for each in spans[n % 3 :] + spans[: n % 3]), schedules.keep_ahead(engine)
+            )
+            await due_now(engine)
+            while not (await schedules.keep_ahead(engine)).finished:
+                pass
+            wanted, opened = await wanted_and_open(engine, schedule)
+            assert wanted == opened
+            assert len(opened) > 30
+
+
+@pytest.mark.anyio
+async def test_lists_made_from_old_hours_are_refused(postgres: Postgres, bundled_redis_server: RedisServer):
+    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
+        schedule = await a_scheduled_person(catalogue)
+        plan = await schedules._plan(engine.ledger, schedule.resource_id)
+        assert plan is not None
+        await timetable.delete_schedule(catalogue, schedule.id, None)
+        assert await schedules._apply(engine.ledger, plan, next(schedules.portions(plan, datetime.now(UTC)))) is None
+        assert await rows(engine, "SELECT 1 FROM slots") == []
+
+
+@pytest.mark.anyio
+async def test_what_a_dead_maker_left_is_finished_by_the_worker(postgres: Postgres, bundled_redis_server: RedisServer):
+    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
+        schedule = await a_scheduled_person(catalogue)
+        async for _ in schedules._applied(engine.ledger, schedule.resource_id, float("inf")):
+            break  # it is killed after its first portion
+        wanted, opened = await wanted_and_open(engine, schedule)
+        assert opened < wanted
+        done = await schedules.keep_ahead(engine)
+        assert (done.made, done.finished) == (len(wanted - opened), True)
+        wanted, opened = await wanted_and_open(engine, schedule)
+        assert wanted == opened
+        # Nothing is due for a while; then a look finds nothing to do.
+        assert await schedules.keep_ahead(engine) == schedules.Done()
+        [(wait,)] = await rows(engine, "SELECT slots_due_at > now() FROM resources")
+        assert wait
+        await due_now(engine)
+        assert await schedules.keep_ahead(engine) == schedules.Done()
+
+
+@pytest.mark.anyio
+async def test_what_is_being_booked_is_not_waited_for(postgres: Postgres, bundled_redis_server: RedisServer):
+    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
+        schedule = await a_scheduled_person(catalogue)
+        await schedules.make_slots(engine, [schedule.resource_id])
+        [(locked,)] = await rows(engine, "SELECT id FROM slots WHERE starts_at > now() + interval '1 day' LIMIT 1")
+        await timetable.delete_schedule(catalogue, schedule.id, None)
+        with psycopg.connect(engine.settings.database_url) as rival:
+            rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (locked,))
+            await schedules.make_slots(engine, [schedule.resource_id])
+            assert await rows(engine, "SELECT id FROM slots WHERE status = 'open' AND starts_at > now()") == [(locked,)]
+        await due_now(engine)
+        assert (await schedules.keep_ahead(engine)).closed == 1
+        await due_now(engine)
+        assert await schedules.keep_ahead(engine) == schedules.Done()
+        [(due,)] = await rows(engine, "SELECT slots_due_at FROM resources")
+        assert due is None  # no schedule, no slots: nobody needs to look again
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_booking_outside_of_the_hours_leaves_nothing_open(
+    postgres: Postgres, bundled_redis_server: RedisServer
+):
+    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
+        schedule = await a_scheduled_person(catalogue)
+        await schedules.make_slots(engine, [schedule.resource_id])
+        [(slot_id,)] = await rows(engine, "SELECT id FROM slots WHERE starts_at > now() + interval '1 day' LIMIT 1")
+        caller = booking.Caller("customer", None)
+        asked = booking.BookingRequest(slot_id=slot_id, customer=Customer("Ada", "ada@example.com"))
+        booked, token = await booking.book(engine, asked, caller=caller)
+        await timetable.delete_schedule(catalogue, schedule.id, None)
+        await schedules.make_slots(engine, [schedule.resource_id])
+        assert await rows(engine, "SELECT id FROM slots WHERE status = 'open' AND starts_at > now()") == [(slot_id,)]
+        await booking.cancel(engine, booked.id, token, caller=caller)
+        await due_now(engine)
+        assert (await schedules.keep_ahead(engine)).closed == 1
+        assert await rows(engine, "SELECT id FROM slots WHERE status = 'open' AND starts_at > now()") == []
+
+
+# -- a year of slots for fifty people ---------------------------------------------------------------------------------
+
+PEOPLE, DAYS, A_DAY = 50, 365, 8
+
+
+@pytest.fixture(scope="module")
+def a_year(postgres: Postgres) -> str:
+    """Make a venue with fifty people who all offer two services in turn, eight slots a day for a year."""
+    url = postgres.fresh()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO venues (id, slug, name, timezone) VALUES (gen_random_uuid(), 'large', 'V', 'UTC')"
+        )
+        connection.execute(
+            "INSERT INTO services (id, venue_id, name, duration_minutes) SELECT gen_random_uuid(), id, n::text, 30"
+            " FROM venues, generate_series(1, 2) AS n"
+        )
+        connection.execute(
+            "INSERT INTO resources (id, venue_id, name, kind) SELECT gen_random_uuid(), id, n::text, 'person'"
+            " FROM venues, generate_series(1, %s) AS n",
+            (PEOPLE,),
+        )
+        connection.execute("ALTER TABLE slots DISABLE TRIGGER slots_begin_empty")
+        connection.execute(
+            "INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, service_id, starts_at, ends_at,"
+            "   occupied_until, capacity, available_count, exclusive)"
+            " SELECT gen_random_uuid(), r.venue_id, r.id, r.no, true, s.ids[1 + n %% 2],"
+            "   t.at, t.at + interval '30 min', t.at + interval '30 min', 1, 1, true"
+            " FROM resources AS r, (SELECT array_agg(id) AS ids FROM services) AS s,"
+            "   generate_series(1, %s) AS d, generate_series(1, %s) AS n,"
+            "   LATERAL (SELECT now() + d * interval '1 day' + n * interval '30 min') AS t (at)",
+            (DAYS, A_DAY),
+        )
+        connection.execute("ANALYZE")
+    return url
+
+
+def looks_into(plan: dict[str, Any], table: str) -> tuple[set[str], float]:
+    """Tell which indexes of a table a plan goes through, and how many of its rows it read."""
+    indexes, read = set[str](), 0.0
+    if plan.get("Index Name", "").startswith(f"{table}_"):
+        indexes.add(plan["Index Name"])
+    if plan.get("Relation Name") == table:
+        read += (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+    for inner in plan.get("Plans", ()):
+        used, more = looks_into(inner, table)
+        indexes, read = indexes | used, read + more
+    return indexes, read
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("given", "index"),
+    [
+        ({"service"}, "slots_by_service_time"),
+        ({"service", "venue"}, "slots_by_service_time or slots_by_venue_time"),
+        ({"service", "person"}, "slots_by_offer_time"),
+        ({"service", "person", "venue"}, "slots_by_offer_time"),
+        ({"person"}, "slots_by_resource_time"),
+        ({"venue"}, "slots_by_venue_time"),
+    ],
+)
+@pytest.mark.parametrize("party", [None, 1])
+@pytest.mark.parametrize("later", [False, True], ids=["first page", "later page"])
+async def test_a_page_of_a_year_for_fifty_people_reads_a_page(
+    a_year: str, given: set[str], index: str, party: int | None, later: bool
+):
+    catalogue = Catalogue(a_year)
+    asked: list[tuple[str, Any]] = []
+    sa.event.listen(
+        catalogue._reading.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, values, *_: asked.append((statement, values)),
+    )
+    day = datetime.now(UTC) + 200 * DAY
+    with psycopg.connect(a_year, autocommit=True) as connection:
+        [service_id] = connection.execute("SELECT id FROM services LIMIT 1").fetchone() or ()
+        [resource_id] = connection.execute("SELECT id FROM resources LIMIT 1").fetchone() or ()
+        which = SlotFilter(
+            venue="large" if "venue" in given else None,
+            service_id=service_id if "service" in given else None,
+            resource_id=resource_id if "person" in given else None,
+            starts_from=day,
+            starts_before=day + 30 * DAY,
+            room_for=party,
+        )
+        try:
+            page = await catalogue.slots(which, None, 51)
+            if later:
+                asked.clear()
+                page = await catalogue.slots(which, (page[-1].starts_at, page[-1].id), 51)
+        finally:
+            await catalogue.close()
+        assert len(page) == 51
+        [(statement, values)] = asked
+        [[[explained]]] = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values).fetchall()
+    [used], read = looks_into(explained["Plan"], "slots")
+    assert used in index
+    # Of 146,000: a page, and those that begin at the instants where it does; or all of one person in these 30 days.
+    assert read <= 300
