@@ -11,6 +11,7 @@
         HoldNotFound                 hold_not_found
         BookingNotFound              booking_not_found
       SlotUnavailable         409    slot_unavailable         taken, closed or past: true at some moment of the request
+      SlotAvailable           409    slot_available           nobody waits for what can be booked
       HoldLimit               409    hold_limit               a hold has been prolonged as far as its venue allows
       AlreadyResolved         409    already_resolved         the booking or hold ended before, and how
       Conflict                409    conflict                 an operator's change that contradicts what is stored
@@ -142,6 +143,15 @@ class SlotUnavailable(Problem):
             alternatives=alternatives,
             **({} if items is None else {"items": items}),
         )
+
+
+class SlotAvailable(Problem):
+    """Nobody waits for what can be booked at this moment: `slot_id`."""
+
+    status, code, title = 409, "slot_available", "There is room now"
+
+    def __init__(self, slot_id: UUID) -> None:
+        super().__init__("There is room now: book it", slot_id=slot_id)
 
 
 class HoldLimit(Problem):

@@ -20,13 +20,14 @@ import structlog
 from procrastinate import exceptions, jobs
 from psycopg.rows import namedtuple_row
 
-from app import checkout, notices, schedules, waiting
+from app import checkout, notices, schedules
 from app.engine import Engine
 from app.errors import Unavailable
 from app.gateway import Unclear
 from app.ledger import LOCK_TIMEOUT_MS
 from app.mail.notice import MailServerAway
 from app.telemetry import JOBS
+from app.waiting import look_after, tell_mirror
 from app.webhooks import deliveries
 
 log = structlog.get_logger()
@@ -191,7 +192,7 @@ def queue(engine: Engine) -> procrastinate.App:
     task("close_payment", lambda payment_id: _or_later(checkout.close(engine, payment_id)))
     task("refund_payment", lambda payment_id: _or_later(checkout.refund(engine, payment_id)))
     task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
-    task("tell_mirror", lambda slot_id: waiting.tell_mirror(engine, UUID(slot_id)))
+    task("tell_mirror", lambda slot_id: tell_mirror(engine, UUID(slot_id)))
     task("send_mail", lambda kind, booking_id: notices.send(engine, kind, booking_id))
     return found
 
@@ -271,7 +272,7 @@ async def _free_stalled(_: Engine, waiting: procrastinate.App) -> None:
 
 
 async def _look_after_waiting(engine: Engine, _: procrastinate.App) -> None:
-    await waiting.look_after(engine)
+    await look_after(engine)
 
 
 async def _keep_ahead(engine: Engine, _: procrastinate.App) -> None:

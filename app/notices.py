@@ -7,6 +7,7 @@ from uuid import UUID
 
 import structlog
 
+from app import waiting
 from app.domain import Payment
 from app.engine import Engine
 from app.mail.delivery import send as deliver
@@ -27,6 +28,8 @@ def kind_of(event_type: str, data: dict[str, Any]) -> Kind | None:
         return "cancelled"
     if event_type == "payment.late" and data.get("outcome") == "refunded":
         return "refunded"
+    if event_type == "waiting.offered":
+        return "place_free"
     return None
 
 
@@ -37,7 +40,8 @@ async def send(engine: Engine, kind: Kind, booking_id: str) -> str:
         MailServerAway, Unavailable: to be tried again.
     """
     smtp_url = engine.settings.smtp_url
-    notice = await _notice(engine, kind, UUID(booking_id))
+    tell = _offer_notice if kind == "place_free" else _notice
+    notice = await tell(engine, kind, UUID(booking_id))
     if smtp_url is None or notice is None:
         return "nothing to send"
     try:
@@ -71,6 +75,29 @@ async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None
         refund=_refund(payment),
         # Grows with each e-mail about it that changes a calendar.
         sequence=booking.version - 1 if kind in ("confirmed", "moved") else booking.version,
+    )
+
+
+async def _offer_notice(engine: Engine, kind: Kind, hold_id: UUID) -> Notice | None:
+    """Tell who waited of the hold that was made for him, unless it has been taken or has ended meanwhile."""
+    entry = await waiting.of_hold(engine.ledger, hold_id)
+    if entry is None or entry.offer is None or (token := waiting.hold_token(engine, entry)) is None:
+        return None
+    offer = await engine.payments.offer(entry.offer.slot_id)
+    if offer is None:
+        return None
+    return Notice(
+        kind=kind,
+        booking_id=hold_id,
+        venue=NoticeVenue(offer.venue, offer.venue_name, offer.timezone),
+        resource_name=offer.resource_name,
+        starts_at=offer.starts_at,
+        ends_at=offer.ends_at,
+        quantity=entry.quantity,
+        customer=Recipient(entry.customer.name, entry.customer.email),
+        price=_price(None, offer, entry.quantity),
+        held_until=entry.offer.until,
+        hold_token=token,
     )
 
 

@@ -43,6 +43,7 @@ venues = sa.Table(
     _at("created_at", default=True),
     sa.Column("refund_hours", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("return_origins", ARRAY(sa.Text)),
+    sa.Column("waiting_offer_minutes", sa.Integer, nullable=False, server_default=sa.text("15")),
     sa.PrimaryKeyConstraint("id", name="venues_pkey"),
     sa.UniqueConstraint("slug", name="venues_slug_unique"),
     sa.CheckConstraint("slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'", name="venues_slug_form"),
@@ -53,6 +54,7 @@ venues = sa.Table(
     sa.CheckConstraint("hold_max_seconds BETWEEN 1 AND 86400", name="venues_hold_max_range"),
     sa.CheckConstraint("refund_hours BETWEEN 0 AND 8760", name="venues_refund_hours_range"),
     sa.CheckConstraint("cardinality(return_origins) <= 20", name="venues_return_origins_few"),
+    sa.CheckConstraint("waiting_offer_minutes BETWEEN 1 AND 1440", name="venues_waiting_offer_range"),
 )
 
 resources = sa.Table(
@@ -612,4 +614,99 @@ calendar_feeds = sa.Table(
     sa.Index(
         "calendar_feeds_by_venue", "venue_id", "created_at", "id", postgresql_where=sa.text("removed_at IS NULL")
     ),
+)
+
+_IS_WAITING = "status = 'waiting'"
+
+waiting_entries = sa.Table(
+    "waiting_entries",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("venue_id", sa.Uuid, nullable=False),
+    sa.Column("slot_id", sa.Uuid),
+    sa.Column("service_id", sa.Uuid),
+    sa.Column("day", sa.Date),
+    sa.Column("resource_id", sa.Uuid),
+    sa.Column("quantity", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="waiting"),
+    sa.Column("customer_name", sa.Text, nullable=False),
+    sa.Column("customer_email", sa.Text, nullable=False),
+    sa.Column("customer_phone", sa.Text),
+    _at("wanted_until"),
+    sa.Column("first_position", sa.Integer, nullable=False),
+    sa.Column("hold_id", sa.Uuid),
+    sa.Column("offered_slot_id", sa.Uuid),
+    _at("offered_at", nullable=True),
+    _at("offered_until", nullable=True),
+    _at("created_at", default=True),
+    _at("ended_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="waiting_entries_pkey"),
+    sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="waiting_entries_of_a_venue"),
+    sa.ForeignKeyConstraint(["slot_id"], ["slots.id"], name="waiting_entries_for_a_slot"),
+    sa.ForeignKeyConstraint(
+        ["service_id", "venue_id"], ["services.id", "services.venue_id"], name="waiting_entries_of_a_service"
+    ),
+    sa.ForeignKeyConstraint(
+        ["resource_id", "venue_id"], ["resources.id", "resources.venue_id"], name="waiting_entries_of_a_resource"
+    ),
+    sa.CheckConstraint(
+        "(slot_id IS NULL) = (service_id IS NOT NULL) AND (slot_id IS NULL) = (day IS NOT NULL)"
+        " AND (resource_id IS NULL OR slot_id IS NULL)",
+        name="waiting_entries_slot_or_day",
+    ),
+    sa.CheckConstraint(
+        "status IN ('waiting', 'offered', 'booked', 'lapsed', 'left', 'expired')", name="waiting_entries_status_known"
+    ),
+    sa.CheckConstraint("quantity BETWEEN 1 AND 100000", name="waiting_entries_quantity_range"),
+    sa.CheckConstraint(
+        "char_length(customer_name) BETWEEN 1 AND 200 AND char_length(customer_email) BETWEEN 3 AND 254"
+        " AND char_length(customer_phone) BETWEEN 1 AND 40",
+        name="waiting_entries_customer_lengths",
+    ),
+    sa.CheckConstraint(
+        "(hold_id IS NULL) = (offered_slot_id IS NULL) AND (hold_id IS NULL) = (offered_at IS NULL)"
+        " AND (hold_id IS NULL) = (offered_until IS NULL)",
+        name="waiting_entries_offer_whole",
+    ),
+    sa.CheckConstraint(
+        "CASE WHEN status IN ('waiting', 'expired') THEN hold_id IS NULL"
+        " WHEN status IN ('offered', 'booked', 'lapsed') THEN hold_id IS NOT NULL ELSE true END",
+        name="waiting_entries_offer_by_status",
+    ),
+    sa.CheckConstraint(
+        "(status IN ('waiting', 'offered')) = (ended_at IS NULL)", name="waiting_entries_ended_at_when_ended"
+    ),
+    sa.Index(
+        "waiting_entries_one_live_per_email",
+        "slot_id",
+        "service_id",
+        "day",
+        "resource_id",
+        sa.text("lower(customer_email)"),
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+        postgresql_where=sa.text("status IN ('waiting', 'offered')"),
+    ),
+    sa.Index("waiting_entries_anybody", "venue_id", postgresql_where=sa.text(_IS_WAITING)),
+    sa.Index(
+        "waiting_entries_line_of_slot",
+        "slot_id",
+        "created_at",
+        "id",
+        postgresql_where=sa.text(f"{_IS_WAITING} AND slot_id IS NOT NULL"),
+    ),
+    sa.Index(
+        "waiting_entries_line_of_day",
+        "service_id",
+        "day",
+        "created_at",
+        "id",
+        postgresql_where=sa.text(f"{_IS_WAITING} AND service_id IS NOT NULL"),
+    ),
+    sa.Index("waiting_entries_due", "wanted_until", postgresql_where=sa.text(_IS_WAITING)),
+    sa.Index(
+        "waiting_entries_one_per_hold", "hold_id", unique=True, postgresql_where=sa.text("hold_id IS NOT NULL")
+    ),
+    sa.Index("waiting_entries_by_venue", "venue_id", "created_at", "id"),
+    sa.Index("waiting_entries_by_time", "created_at", "id"),
 )

@@ -65,6 +65,10 @@ def manage_token(secrets: tuple[str, ...], booking_id: UUID) -> str:
     return base64.urlsafe_b64encode(_mac(secrets[0], b"manage", booking_id.bytes)[:24]).decode()
 
 
+def waiting_token(secret: str, entry_id: UUID) -> str:
+    return base64.urlsafe_b64encode(_mac(secret, b"waiting", entry_id.bytes)[:24]).decode()
+
+
 def token_hash(token: str) -> bytes:
     """What is stored of a manage token. The token has 192 random-looking bits, so one plain hash is enough."""
     return hashlib.sha256(token.encode()).digest()

@@ -136,7 +136,7 @@ class _Target(msgspec.Struct, frozen=True):
 
 
 async def join(engine: Engine, wish: Wish, *, caller: Caller) -> tuple[Entry, str]:
-    """Join a line and return the entry with its token. A repeated request with the same key gets the first answer again.
+    """Join a line and return the entry with its token. Repeated with the same key, it gives the first answer again.
 
     Raises:
         SlotAvailable: there is room at this moment. SlotUnavailable: nobody waits for a slot that is closed or past.
@@ -177,7 +177,7 @@ async def read(engine: Engine, entry_id: UUID, token: str | None) -> Entry:
 
 
 async def leave(engine: Engine, entry_id: UUID, token: str | None, *, caller: Caller) -> None:
-    """Leave a line, by the token or as an operator (None); an offer goes to the next one at once. Harmless a second time.
+    """Leave a line, by the token or as an operator (None); an offer goes to the next one at once. Twice is harmless.
 
     Raises:
         NotFound: also for a wrong token. Conflict: what was offered is being paid for.

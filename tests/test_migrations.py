@@ -45,16 +45,23 @@ FUNCTIONS = """
 EXPECTED_TRIGGERS = {
     ("bookings", "bookings_confirmed_when_paid", "bookings_confirmed_when_paid"),
     ("bookings", "bookings_deleted", "bookings_keep_available_count"),
+    ("bookings", "bookings_end_offers", "bookings_end_offers"),
+    ("bookings", "bookings_end_offers_deleted", "bookings_end_offers"),
     ("bookings", "bookings_follow_transitions", "bookings_follow_transitions"),
     ("bookings", "bookings_inserted", "bookings_keep_available_count"),
     ("bookings", "bookings_never_truncated", "refuse_statement"),
     ("bookings", "bookings_updated", "bookings_keep_available_count"),
+    ("bookings", "bookings_wanted_deleted", "bookings_offer_places"),
+    ("bookings", "bookings_wanted_updated", "bookings_offer_places"),
     ("events", "events_append_only", "refuse_statement"),
     ("occupied", "occupied_kept_by_bookings", "refuse_statement"),
     ("payments", "payments_follow_transitions", "payments_follow_transitions"),
     ("payments", "payments_never_deleted", "refuse_statement"),
     ("slots", "slots_begin_empty", "slots_begin_empty"),
     ("slots", "slots_guard_changes", "slots_guard_changes"),
+    ("slots", "slots_wanted_changed", "slots_offer_places"),
+    ("slots", "slots_wanted_inserted", "slots_offer_new_places"),
+    ("waiting_entries", "waiting_entries_follow_transitions", "waiting_entries_follow_transitions"),
 }
 
 

@@ -44,6 +44,7 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("DELETE", "/v1/holds/{hold_id}"),
         ("DELETE", "/v1/schedules/{schedule_id}"),
         ("DELETE", "/v1/schedules/{schedule_id}/exceptions/{exception_id}"),
+        ("DELETE", "/v1/waiting-list/{entry_id}"),
         ("DELETE", "/v1/webhook-endpoints/{endpoint_id}"),
         ("GET", "/v1/bookings"),
         ("GET", "/v1/bookings/{booking_id}"),
@@ -59,6 +60,8 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("GET", "/v1/slots/{slot_id}"),
         ("GET", "/v1/venues"),
         ("GET", "/v1/venues/{slug}"),
+        ("GET", "/v1/waiting-list"),
+        ("GET", "/v1/waiting-list/{entry_id}"),
         ("GET", "/v1/webhook-deliveries"),
         ("GET", "/v1/webhook-endpoints"),
         ("PATCH", "/v1/schedules/{schedule_id}"),
@@ -80,6 +83,7 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("POST", "/v1/services"),
         ("POST", "/v1/slots"),
         ("POST", "/v1/venues"),
+        ("POST", "/v1/waiting-list"),
         ("POST", "/v1/webhook-deliveries/{delivery_id}/redeliver"),
         ("POST", "/v1/webhook-endpoints"),
         ("POST", "/v1/webhook-endpoints/{endpoint_id}/rotate"),
@@ -171,6 +175,7 @@ def test_headers_are_documented(document: dict[str, Any]) -> None:
             assert "Idempotency-Key" in headers, path
         assert ("Hold-Token" in headers) == ("{hold_id}" in path)
         assert ("Manage-Token" in headers) == ("{booking_id}" in path)
+        assert ("Waiting-Token" in headers) == ("{entry_id}" in path)
         if "201" in operation["responses"]:
             assert operation["responses"]["201"]["headers"].keys() == {"Location", "Idempotency-Replayed"}
 

@@ -5,7 +5,18 @@ from collections.abc import Iterable, Iterator
 from litestar import HttpMethod, Response, route
 from litestar.handlers import HTTPRouteHandler
 
-from app.api import appointments, calendars, machines, operators, payments, problems, public, timetable, webhooks
+from app.api import (
+    appointments,
+    calendars,
+    machines,
+    operators,
+    payments,
+    problems,
+    public,
+    timetable,
+    waiting,
+    webhooks,
+)
 
 
 def _options(handlers: Iterable[HTTPRouteHandler]) -> Iterator[HTTPRouteHandler]:
@@ -28,7 +39,7 @@ def _allowing(path: str, methods: str) -> HTTPRouteHandler:
 
 _HANDLERS = [
     *public.ROUTES, *appointments.ROUTES, *payments.ROUTES, *operators.ROUTES, *timetable.ROUTES,
-    *webhooks.ROUTES, *calendars.ROUTES, *machines.ROUTES, problems.describe,
+    *webhooks.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *machines.ROUTES, problems.describe,
 ]  # fmt: skip
 #: Litestar adds its own answer to a path that has none yet: ours come first.
 ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -43,6 +43,7 @@ _THINGS = {
     "endpoint_id": NotFound,
     "delivery_id": NotFound,
     "feed_id": NotFound,
+    "entry_id": NotFound,
 }
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "bookings": "app.cli.bookings:bookings",
     "calendar": "app.cli.calendar:calendar",
     "payments": "app.cli.payments:payments",
+    "waiting": "app.cli.waiting:waiting",
     "events": "app.cli.events:events",
     "webhooks": "app.cli.webhooks:webhooks",
     "mail": "app.cli.mail:mail",

@@ -48,6 +48,9 @@ INVARIANTS = {
                 AND b.status IN ('held', 'pending_payment', 'confirmed'))) AS occupied_slots
         WHERE busy_until > starts_at""",
     "Money adds up: paid means booked, or refunded once": "SELECT payment_id FROM money_mismatches",
+    "Whoever was offered places from the waiting list has them": """
+        SELECT w.offered_slot_id FROM waiting_entries AS w LEFT JOIN bookings AS b ON b.id = w.hold_id
+        WHERE w.status = 'offered' AND (b.id IS NULL OR b.status NOT IN ('held', 'pending_payment'))""",
 }
 
 #: Layer 3 and what keeps the counts. Without one of these the database would believe anything.
@@ -58,12 +61,19 @@ TRIGGERS = (
     "bookings_follow_transitions",
     "bookings_never_truncated",
     "bookings_confirmed_when_paid",
+    "bookings_end_offers",
+    "bookings_end_offers_deleted",
+    "bookings_wanted_deleted",
+    "bookings_wanted_updated",
     "events_append_only",
     "occupied_kept_by_bookings",
     "payments_follow_transitions",
     "payments_never_deleted",
     "slots_begin_empty",
     "slots_guard_changes",
+    "slots_wanted_changed",
+    "slots_wanted_inserted",
+    "waiting_entries_follow_transitions",
 )
 CONSTRAINTS = (
     "slots_available_count_range",
@@ -81,6 +91,8 @@ INDEXES = (
     "bookings_one_per_idempotency_key",
     "bookings_pkey",
     "payments_one_per_booking",
+    "waiting_entries_one_live_per_email",
+    "waiting_entries_one_per_hold",
 )
 
 Verdict = Literal["ok", "warning", "failed", "violated", "unreachable"]

@@ -60,7 +60,7 @@ def render(notice: Notice, sender: str, now: datetime | None = None) -> EmailMes
     message.set_content(_template("notice.txt", words), cte="quoted-printable")
     message.add_alternative(_template("notice.html", words), subtype="html", cte="quoted-printable")
     # What was never booked stands in no calendar: a removal would put a crossed-out entry there.
-    if notice.kind != "refunded":
+    if notice.kind not in ("refunded", "place_free"):
         message.add_attachment(
             calendar_entry(notice, author, now).decode(),
             subtype="calendar",
@@ -104,11 +104,17 @@ def _words(notice: Notice) -> Words:
             ("When", when(notice.starts_at, notice.ends_at, notice.venue.timezone)),
             ("Places", str(notice.quantity)),
             *([("Price", money_text(notice.price))] if notice.price else []),
-            ("Booking", str(notice.booking_id)),
+            *_reference(notice),
         ],
         link=notice.manage_url,
         link_text="View or cancel the booking" if notice.kind in ("confirmed", "moved") else "View the booking",
     )
+
+
+def _reference(notice: Notice) -> list[tuple[str, str]]:
+    if notice.kind != "place_free" or notice.held_until is None or notice.hold_token is None:
+        return [("Booking", str(notice.booking_id))]
+    return [("Until", short_when(notice.held_until, notice.venue.timezone)), ("Code", notice.hold_token)]
 
 
 _SUBJECTS = {
@@ -116,12 +122,14 @@ _SUBJECTS = {
     "moved": "Changed",
     "cancelled": "Cancelled",
     "refunded": "Not booked, money returned",
+    "place_free": "Free for you",
 }
 _HEADINGS = {
     "confirmed": "Your booking is confirmed",
     "moved": "Your booking has changed",
     "cancelled": "Your booking is cancelled",
     "refunded": "Your payment came too late",
+    "place_free": "What you wait for is free",
 }
 
 
@@ -141,6 +149,11 @@ def _sentences(notice: Notice) -> list[str]:
             return [
                 "Your payment arrived when these places could no longer be booked. Nothing is booked.",
                 *_money_back(notice),
+            ]
+        case "place_free":
+            return [
+                f"{places} free again, and kept for you until the time below. Nothing is booked yet.",
+                "Book with the code below. Without it, or after that time, the next in line is asked.",
             ]
 
 

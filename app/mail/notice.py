@@ -6,8 +6,9 @@ from uuid import UUID
 
 import msgspec
 
-#: `moved`: to another slot. `refunded`: a payment came too late to be booked, and goes back.
-Kind = Literal["confirmed", "moved", "cancelled", "refunded"]
+#: `moved`: to another slot. `refunded`: a payment came too late to be booked, and goes back. `place_free`: places that
+#: the customer has waited for are held for a while.
+Kind = Literal["confirmed", "moved", "cancelled", "refunded", "place_free"]
 
 
 class Money(msgspec.Struct, frozen=True):
@@ -54,6 +55,9 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     refund: Refund | None = None
     #: It holds the customer's right to the booking, and stands in no other part than the text.
     manage_url: str | None = None
+    #: Of `place_free`, until when the places are held, and the code that books them; a secret as the URL is.
+    held_until: datetime | None = None
+    hold_token: str | None = None
     #: Grows with each change of the booking, so that calendars take the newest one.
     sequence: int = 0
 
