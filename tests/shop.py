@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,8 +21,18 @@ import pytest
 
 from app.simulator.delivery import signature
 from tests import factories
+from tests.faults import FaultProxy
 from tests.redis_servers import RedisServer
-from tests.service import CUSTOMER, HOLDFAST, Postgres, Service, eventually, free_port, serving, store_environ
+from tests.service import (
+    CUSTOMER,
+    HOLDFAST,
+    Service,
+    eventually,
+    free_port,
+    is_ready,
+    serving,
+    store_environ,
+)
 from tests.stripe_simulator import KEY, WEBHOOK_SECRET, Simulator, running_simulator
 
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -37,6 +48,8 @@ class Shop:
 
     service: Service
     stripe: Simulator
+    #: Between the service and Stripe.
+    to_stripe: FaultProxy
     environ: dict[str, str]
 
     @contextmanager
@@ -53,6 +66,7 @@ class Shop:
             try:
                 yield worker
             finally:
+                self.wait_stoppable(worker)
                 worker.terminate()
                 try:
                     code = worker.wait(timeout=30)
@@ -62,8 +76,39 @@ class Shop:
                     raise
                 log.seek(0)
                 told = log.read()
-                if code not in (0, -9):
+                if code not in (0, -signal.SIGKILL):
                     pytest.fail(f"the worker ended with {code}:\n{told[-3000:]}")
+
+    @staticmethod
+    def wait_stoppable(worker: subprocess.Popen[bytes]) -> None:
+        """Wait until a worker has got as far as to end cleanly when it is told to."""
+
+        def catches() -> bool:
+            if worker.poll() is not None:
+                return True
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            mask = int(status.partition("SigCgt:")[2].split()[0], 16)
+            return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+        eventually(catches, "the worker to start", seconds=60)
+
+    def kill_http_workers(self) -> None:
+        """Kill them all at one instant; others take their place."""
+        parent = self.service.process.pid
+        for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    def wait_ready(self) -> None:
+        eventually(lambda: is_ready(self.service.url), "the service to be ready again", seconds=60)
+
+    def forget_dead_workers(self) -> None:
+        """Let it be long ago that any job worker was heard of. After a kill: who lives says so every few seconds."""
+        self.service.query(
+            "UPDATE jobs.procrastinate_workers SET last_heartbeat = last_heartbeat - interval '1 hour' RETURNING 1"
+        )
+
+    def jobs(self) -> list[tuple[Any, ...]]:
+        return self.service.query("SELECT task_name, status::text FROM jobs.procrastinate_jobs ORDER BY id")
 
     # -- things to sell -----------------------------------------------------------------------------------------------
 
@@ -208,6 +253,7 @@ class Shop:
 
     def settle(self) -> None:
         """Let Stripe be well again, and all that is under way come to its end; then the money must add up."""
+        self.to_stripe.heal()
         self.stripe.no_faults()
         self.stripe.delivery(retry_seconds=RETRY_SECONDS)
         self.wait_applied()
@@ -252,7 +298,7 @@ def _is_nobodys(payment: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def running_shop(
-    postgres: Postgres, redis: RedisServer, tmp: Path, *, workers: int = 2, **environ: str
+    database_url: str, redis: RedisServer, tmp: Path, *, workers: int = 2, **environ: str
 ) -> Iterator[Shop]:
     """Run all but the job worker until the block ends; e-mails go to the simulator's mailbox."""
     port = free_port()
@@ -263,10 +309,10 @@ def running_shop(
             running_simulator(webhooks, smtp=smtp, HOLDFAST_SIMULATOR_MAIL_DIR=str(tmp / "mail"))
         )
         stripe.delivery(retry_seconds=RETRY_SECONDS)
-        database_url = postgres.fresh()
+        to_stripe = stack.enter_context(FaultProxy(("127.0.0.1", int(stripe.url.rpartition(":")[2]))))
         paying = {
             "STRIPE_API_KEY": KEY,
-            "STRIPE_API_BASE": stripe.url,
+            "STRIPE_API_BASE": f"http://127.0.0.1:{to_stripe.port}",
             "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "HOLDFAST_SMTP_URL": f"smtp://127.0.0.1:{smtp.getsockname()[1]}",
             **environ,
@@ -274,4 +320,4 @@ def running_shop(
         service = stack.enter_context(
             serving(database_url, redis.url, redis=redis, workers=workers, port=port, **paying)
         )
-        yield Shop(service, stripe, {**store_environ(database_url, redis.url), **paying})
+        yield Shop(service, stripe, to_stripe, {**store_environ(database_url, redis.url), **paying})

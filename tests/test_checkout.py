@@ -37,7 +37,7 @@ def whole_shop(
 ) -> Iterator[Shop]:
     with (
         running_shop(
-            postgres,
+            postgres.fresh(),
             bundled_redis_server,
             tmp_path_factory.mktemp("shop"),
             STRIPE_WEBHOOK_SECRET=f"{NEW_SECRET},{WEBHOOK_SECRET}",
