@@ -861,9 +861,6 @@ def slot(known: domain.Slot, room: Room | None = None) -> Slot:
     held = room.held if room else 0
     blocked = "booked" if known.blocked else room.blocked if room else None
     available = 0 if blocked else max(0, known.available_count - held)
-    price = None
-    if known.price_amount is not None and known.price_currency is not None:
-        price = Money(amount=known.price_amount, currency=known.price_currency)
     return Slot(
         id=known.id,
         venue=known.venue,
@@ -877,7 +874,7 @@ def slot(known: domain.Slot, room: Room | None = None) -> Slot:
         held=held + known.held_rows,
         available_count=known.available_count,
         status=_status(known, available, may_free=blocked == "held" or (not blocked and held + known.held_rows > 0)),
-        price=price,
+        price=_price(known.price_amount, known.price_currency),
     )
 
 
