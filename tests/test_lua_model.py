@@ -56,7 +56,7 @@ FRESH_MS = FRESH_SECONDS * 1000
 REMEMBER_MS = SETTLED_SECONDS * 1000
 TTL, LONGEST, COMMIT_TTL = 1_000, 2_500, 700
 TICKS = [1, 699, 700, 999, 1_000, FRESH_MS, FRESH_MS + 1]
-SLOTS = st.sampled_from([0, 0, 0, 1, 1, 2])
+SLOTS = st.sampled_from([0, 0, 0, 0, 1, 2])
 #: The first and the last only touch; the one between overlaps both.
 BEGIN_MINUTES = (0, 30, 60)
 IDS = st.integers(0, 4)
@@ -366,6 +366,8 @@ class HoldScripts(RuleBasedStateMachine):
     def something_happens(
         self, what: str, slot: int, hold: int, quantity: int, ttl: int, number: int, yes: bool
     ) -> None:
+        if not self.person:
+            slot %= 2  # they have nothing to do with each other: two are enough
         there = self.often_held(slot, hold)
         match what:
             case "a hold":
@@ -391,6 +393,8 @@ class HoldScripts(RuleBasedStateMachine):
                 self.holds.tick(TICKS[(hold + number) % len(TICKS)])
             case "a hold lapses":
                 self.almost_lapse(slot, there, just_before=yes)
+                for neighbour in self.neighbours(slot)[:number]:
+                    self.hold(neighbour, hold, 1, 1)
             case "the slot closes or opens":
                 self.ledgers[slot].commit(is_open=not self.ledgers[slot].now.open)
             case "the scripts are lost":
@@ -523,6 +527,7 @@ class HoldScripts(RuleBasedStateMachine):
             if model.counts:
                 assert int(mirror["held"]) == model.held() >= 0
                 assert int(mirror["seen"]) == model.seen
+                assert (int(mirror.get("twice", 0)), int(mirror.get("until", 0))) == (model.twice, model.until)
             assert dict(holds) == {hold_id: expires for hold_id, (_, _, expires) in model.parties.items()}
             assert parties == {
                 hold_id: f"{quantity}:{since}" for hold_id, (quantity, since, _) in model.parties.items()
@@ -653,8 +658,8 @@ FLAWS = {
     "overlooks holds that outlived the mirror": ("sync", "held = held + tonumber", "held = 0 * tonumber"),
     "lets a person do two things at once": ("hold", "while busy do", "while false do"),
     "does not tell the neighbours of a hold": ("hold", "redis.call('ZADD', busy, ends, slot_id)", ""),
-    "takes what touches for what overlaps": ("hold", "elseif from >= ends then", "elseif from > ends then"),
-    "overlooks what ends a moment later": ("hold", "'(' .. counts[5], '+inf'", "counts[5] + 1, '+inf'"),
+    "takes what begins when it ends for what overlaps": ("hold", "elseif from >= ends then", "elseif from > ends then"),
+    "takes what ends when it begins for what overlaps": ("hold", "'(' .. counts[5], '+inf'", "counts[5], '+inf'"),
     "is stopped by what lapsed": ("hold", "told == 0 and till <= now", "told == 0 and till < now"),
     "believes an old booking for ever": ("hold", "if told > 0 and now - told <= fresh", "if told > 0"),
     "keeps a prolonged hold from the neighbours": ("extend", "if till and expires > tonumber(till)", "if false"),
@@ -662,7 +667,6 @@ FLAWS = {
     "takes a settled hold for a held one": ("settle", "(is_booked ~= '0' and told or 0)", "0"),
     "keeps a cancellation from the neighbours": ("sync", "redis.call('HDEL', doing, slot_id)", ""),
     "keeps a booking from the neighbours": ("sync", "local told = booked == '0' and '0' or", "local told = '0' or"),
-    "keeps what is past": ("sync", "redis.call('HDEL', doing, past)", ""),
     "lists what has no time": ("clash", "tonumber(from) >= ends", "tonumber(from) >= 0"),
 }
 
@@ -670,6 +674,6 @@ FLAWS = {
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_control_the_model_notices_a_script_that(flaw: str) -> None:
     texts = altered(*FLAWS[flaw])
-    quick = settings(bounds(150), phases=[Phase.generate], report_multiple_bugs=False, print_blob=False)
+    quick = settings(bounds(300), phases=[Phase.generate], report_multiple_bugs=False, print_blob=False)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(lambda: HoldScripts(texts=texts), settings=quick)
