@@ -1,7 +1,8 @@
 """The running engine: both stores, opened and closed together, and the few loops that need no request.
 
 The loops: ask for Redis while it is away and repair the mirror before it is trusted again (design 7); expire lapsed
-rows (design 8). Every process runs them; they are harmless side by side.
+rows (design 8); tell all processes which slots this one changed. Every process runs them; they are harmless side by
+side.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from app import feed
 from app.errors import Unavailable
 from app.gateway import gateway
 from app.holds import PROBE_SECONDS, Holds, RedisAway, connect
@@ -69,12 +71,13 @@ class Engine:
         task.add_done_callback(self._later.discard)
 
     async def drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, RedisAway):
             async with asyncio.timeout(DRAIN_SECONDS):
                 if self._later:
                     await asyncio.wait(self._later)
                 await self.ledger.drain()
                 await self.holds.drain()
+                await feed.tell(self.holds)
 
 
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
@@ -98,7 +101,8 @@ async def running(settings: Settings) -> AsyncIterator[Engine]:
     try:
         if settings.production and await engine.holds.evicts():
             raise SettingsError("REDIS_URL: this Redis may evict holds; set its maxmemory-policy to noeviction")
-        loops = [asyncio.create_task(watch_redis(engine)), asyncio.create_task(sweep(engine))]
+        forever = (watch_redis(engine), sweep(engine), feed.keep_telling(engine.holds))
+        loops = [asyncio.create_task(work) for work in forever]
         try:
             yield engine
         finally:

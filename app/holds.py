@@ -54,6 +54,13 @@ PROBE_SECONDS = 0.25
 FRESH_SECONDS = 5
 #: How long a retry of a booking finds its record although the slot is full.
 SETTLED_SECONDS = 86_400
+#: What scripts say that changed what a slot shows: such slots are told of, see `feed`.
+TOUCHING: Mapping[str, frozenset[str]] = {
+    "hold": frozenset({"held"}),
+    "release": frozenset({"released"}),
+    "settle": frozenset({"settled", "older"}),  # of older counts: the hold has ended all the same
+    "sync": frozenset({"synced"}),
+}
 #: Holds of one slot that are told to operators.
 MOST_HOLDS = 1_000
 #: Scripts that also a Redis runs which takes no writes.
@@ -299,6 +306,9 @@ class Holds:
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._scripts = read_scripts()
         self._lanes: dict[str, Coalescer[Call, Reply]] = {}
+        #: Slots that show something else since `feed` told of them: "<resource id>}:<slot id>", the oldest first.
+        self.touched: dict[str, None] = {}
+        self.some_touched = asyncio.Event()
 
     # -- one function per script ------------------------------------------------------------------------------------
 
@@ -536,6 +546,7 @@ class Holds:
         for n, (call, reply) in enumerate(zip(calls, replies, strict=True)):
             if not isinstance(reply, Exception):
                 wrote = wrote or call.script not in READING_SCRIPTS
+                self._note(call, reply)
             elif _is_bug(reply):
                 # One slot's keys are broken: Postgres answers for it, the others go on, but a person must look.
                 log.error("redis_error", error=str(reply), script=call.script, key=call.keys[0])
@@ -554,7 +565,19 @@ class Holds:
         if isinstance(error, RedisAway):
             raise type(error)(str(error)) from error
         script = self._scripts[call.script]
-        return await self._guarded(lambda: self.client.eval(script.text, len(call.keys), *call.keys, *call.args))
+        reply: Reply = await self._guarded(
+            lambda: self.client.eval(script.text, len(call.keys), *call.keys, *call.args)
+        )
+        self._note(call, reply)
+        return reply
+
+    def _note(self, call: Call, reply: Reply) -> None:
+        """Remember a slot that the call has changed. Every change of a hold or of counts comes by here, whoever made
+        it, and this is all that live updates cost it: a look-up, and a place in a dict for the first of many.
+        """
+        if call.script in TOUCHING and reply[0] in TOUCHING[call.script]:
+            self.touched[call.keys[0][4:78]] = None  # of hf:{<resource id>}:<slot id>:…
+            self.some_touched.set()
 
     async def _pipelined(self, calls: Sequence[Call], *, with_text: bool = False) -> list[Any]:
         commands = [self._command(call, with_text=with_text) for call in calls]

@@ -1,26 +1,47 @@
 """The application: settings in, an ASGI app out. Nothing happens before its lifespan begins."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 from litestar import Litestar
 from litestar.datastructures import State
 
 from app import api, engine, settings, telemetry
-from app.api import docs, problems
+from app.api import docs, problems, wire
 from app.api.direct import Direct
 from app.api.machines import Readiness
 from app.api.strict import ApiRequest, exact_path
 from app.appointments import Appointments
 from app.catalogue import Catalogue
+from app.domain import Room, Slot
+from app.live import Hub
 from app.settings import Settings
 
 #: No request needs more, except those that say so themselves.
 MAX_BODY = 16 * 1024
 
 
-def create_app(chosen: Settings) -> telemetry.Observed:
+class Application(telemetry.Observed):
+    """The ASGI app, and what its server must tell it beside requests."""
+
+    def __init__(self, app: telemetry.ASGIApp) -> None:
+        super().__init__(app)
+        self._live: tuple[asyncio.AbstractEventLoop, Hub] | None = None
+
+    def follows(self, hub: Hub) -> None:
+        self._live = asyncio.get_running_loop(), hub
+
+    def stop_soon(self) -> None:
+        """End what would not end by itself, so that a stop need not wait for it. From a signal handler."""
+        if self._live:
+            loop, hub = self._live
+            loop.call_soon_threadsafe(hub.stop_soon)
+
+
+def create_app(chosen: Settings) -> Application:
     """Build the application. Stores are opened when its lifespan begins, and it starts also while they are away."""
 
     @asynccontextmanager
@@ -30,9 +51,12 @@ def create_app(chosen: Settings) -> telemetry.Observed:
             app.state.engine, app.state.catalogue = running, catalogue
             app.state.appointments = Appointments(running)
             app.state.readiness = Readiness(running)
+            app.state.live = hub = Hub(running, _render)
+            application.follows(hub)
             try:
                 yield
             finally:
+                await hub.close()
                 with contextlib.suppress(Exception):
                     await catalogue.close()
 
@@ -48,10 +72,15 @@ def create_app(chosen: Settings) -> telemetry.Observed:
         logging_config=None,
         debug=False,
     )
-    return telemetry.Observed(Direct(app, MAX_BODY))
+    application = Application(Direct(app, MAX_BODY))
+    return application
 
 
-def app_factory() -> telemetry.Observed:
+def _render(slot: Slot, room: Room | None) -> bytes:
+    return msgspec.json.encode(wire.slot(slot, room))
+
+
+def app_factory() -> Application:
     """Build the application from the environment: what the server's workers call."""
     telemetry.configure_logging()
     return create_app(settings.from_env())

@@ -199,8 +199,12 @@ class Mirror:
 
     # -- room -------------------------------------------------------------------------------------------------------
 
-    async def rooms(self, slots: Sequence[Slot]) -> dict[UUID, Room]:
-        """Tell what can be taken of each slot now: from the mirror where it knows it, else from the row itself."""
+    async def rooms(self, slots: Sequence[Slot], *, without_redis: bool = True) -> dict[UUID, Room]:
+        """Tell what can be taken of each slot now: from the mirror where it knows it, else from the row itself.
+
+        Raises:
+            RedisAway: it was not to be `without_redis`, where the rows alone know no holds.
+        """
         mirrored: dict[UUID, tuple[Room, int] | None] = {}
         clashes: dict[UUID, Literal["held", "booked"]] = {}
         of_slots = self.holds.rooms([(slot.resource_id, slot.id) for slot in slots])
@@ -210,6 +214,8 @@ class Mirror:
             else:
                 mirrored = await of_slots
         except RedisAway:
+            if not without_redis:
+                raise
             log.debug("rooms_without_redis", slots=len(slots))
         rooms = {}
         for slot in slots:

@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     #: How long a customer's hold lives when its venue does not say otherwise.
     hold_ttl_seconds: int = 300
+    #: Live streams that a process keeps open at once. Each costs some ten KB, and a write for every change it shows.
+    live_streams: int = 1000
     #: Where customers reach the service: links in e-mails, and where Stripe sends them back to.
     public_url: str = "http://127.0.0.1:8000"
     #: None: nothing can be paid online.
@@ -76,6 +78,7 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         port=port,
         workers=_integer(environ, "HOLDFAST_WORKERS", 1, 1, 64),
         hold_ttl_seconds=_integer(environ, "HOLDFAST_HOLD_TTL_SECONDS", 300, 1, 86_400),
+        live_streams=_integer(environ, "HOLDFAST_LIVE_STREAMS", 1000, 0, 100_000),
         demo=_flag(environ, "HOLDFAST_DEMO"),
         production=production,
         public_url=_url(environ, "HOLDFAST_PUBLIC_URL", f"http://{host}:{port}", ("http", "https")),

@@ -66,6 +66,7 @@ MONEY_MISMATCHES = Gauge(
     "Payments with neither booking nor refund, and bookings without their payment: alert on anything but 0",
     multiprocess_mode="livemax",
 )
+LIVE_STREAMS = Gauge("holdfast_live_streams", "Open streams of live updates", multiprocess_mode="livesum")
 JOBS = Counter("holdfast_jobs", "Jobs that the worker has done, and what became of them", ("task", "outcome"))
 
 #: Log lines wait so long for each other, and so many bytes are written at once: what a pipe takes whole (PIPE_BUF).
@@ -75,6 +76,8 @@ BYTES_TOGETHER = 4_096
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 #: Asked every few seconds by machines: they would fill the log with nothing.
 _QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+#: A stream lives as long as it is wanted: its time says nothing about speed.
+_STREAMS = frozenset({"/v1/live"})
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -209,7 +212,8 @@ def _observe(scope: Scope, status: int, seconds: float) -> None:
     method = scope["method"] if scope["method"] in _METHODS else "OTHER"
     # Only a template may be a label or a log field: a path holds ids, and unknown paths hold anything.
     route = scope.get("path_template") or "unmatched"
-    _timed(method, route, status).observe(seconds)
+    if route not in _STREAMS or status != 200:
+        _timed(method, route, status).observe(seconds)
     if route not in _QUIET:
         log.info("request", method=method, route=route, status=status, ms=round(seconds * 1000, 2))
 

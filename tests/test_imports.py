@@ -25,7 +25,9 @@ ALLOWED = {
     "mirror": {"domain", "errors", "holds", "ledger", "telemetry"},
     "gateway": {"settings"},
     "payments": {"domain", "gateway", "ledger", "tokens"},
-    "engine": {"errors", "gateway", "holds", "ledger", "mirror", "payments", "settings", "telemetry"},
+    "feed": {"holds"},
+    "live": {"domain", "engine", "errors", "feed", "holds", "telemetry"},
+    "engine": {"errors", "feed", "gateway", "holds", "ledger", "mirror", "payments", "settings", "telemetry"},
     "booking": {"domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "hours": {"domain", "tokens"},
     "timetable": {"catalogue", "domain", "errors", "hours", "schema", "tokens"},
@@ -106,7 +108,7 @@ def test_the_simulator_meets_the_service_over_http_only():
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("redis", {"holds"}),
+        ("redis", {"holds", "feed"}),
         ("psycopg", {"ledger", "catalogue", "embedded", "jobs"}),
         ("stripe", {"gateway"}),
         ("procrastinate", {"jobs", "worker"}),

@@ -34,6 +34,7 @@ def test_defaults_are_those_of_the_contract():
         ("HOLDFAST_WORKERS", "0"),
         ("HOLDFAST_HOLD_TTL_SECONDS", "-1"),
         ("HOLDFAST_HOLD_TTL_SECONDS", "5m"),
+        ("HOLDFAST_LIVE_STREAMS", "-1"),
         ("HOLDFAST_ENV", "prod"),
         ("HOLDFAST_DEMO", "yes"),
         ("HOLDFAST_PUBLIC_URL", "salon.example"),

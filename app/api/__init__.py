@@ -8,6 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from app.api import (
     appointments,
     calendars,
+    live,
     machines,
     operators,
     payments,
@@ -39,7 +40,7 @@ def _allowing(path: str, methods: str) -> HTTPRouteHandler:
 
 _HANDLERS = [
     *public.ROUTES, *appointments.ROUTES, *payments.ROUTES, *operators.ROUTES, *timetable.ROUTES,
-    *webhooks.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *machines.ROUTES, problems.describe,
+    *webhooks.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *live.ROUTES, *machines.ROUTES, problems.describe,
 ]  # fmt: skip
 #: Litestar adds its own answer to a path that has none yet: ours come first.
 ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -160,9 +160,10 @@ def _correct(operation: dict[str, Any], query: type[msgspec.Struct] | None) -> N
 
 def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
     (_,), components = msgspec.json.schema_components([query], ref_template=_COMPONENT)
+    described = components[query.__name__]
     return [
-        {"name": name, "in": "query", "required": False, "schema": schema}
-        for name, schema in components[query.__name__]["properties"].items()
+        {"name": name, "in": "query", "required": name in described.get("required", ()), "schema": schema}
+        for name, schema in described["properties"].items()
     ]
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from types import FrameType
 
 #: Longer than clients keep idle connections themselves, so that they and not we close them: no request is lost on a
 #: connection that was just being closed.
@@ -39,7 +40,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # A live stream never ends by itself: after this long it is cancelled, and the lifespan still runs to its end.
+        # Whoever reads too slowly to end is cancelled after this long, and the lifespan still runs to its end.
         timeout_graceful_shutdown=grace_seconds,
     )
     # What is loaded by now lives as long as the process: the collector need not look at it again and again. And it
@@ -49,7 +50,13 @@ def main() -> None:
     gc.set_threshold(10_000, 20, 20)
     # uvicorn stops cleanly and then raises the signal again: it must end us by the way that writes the last log lines.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            application.stop_soon()
+            super().handle_exit(sig, frame)
+
+    Server(config).run(sockets=[socket.socket(fileno=listener)])
 
 
 def _die_with_parent(pipe: int) -> None:
