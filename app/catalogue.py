@@ -70,6 +70,7 @@ class NewVenue(msgspec.Struct, frozen=True, kw_only=True):
     hold_ttl_seconds: int | None
     hold_max_seconds: int
     refund_hours: int = 0
+    waiting_offer_minutes: int = 15
     return_origins: list[str] | None = None
 
 
@@ -781,7 +782,7 @@ def _new_slot_row(new: NewSlot, owner: Row, buffers: Mapping[UUID, timedelta]) -
 def _venue(row: Row, of_venues: Mapping[UUID, list[Resource]], offered: Mapping[UUID, list[Service]]) -> Venue:
     return Venue(
         row.id, row.slug, row.name, row.timezone, row.payment, row.hold_ttl_seconds, row.hold_max_seconds,
-        row.refund_hours, row.return_origins,
+        row.refund_hours, row.waiting_offer_minutes, row.return_origins,
         row.created_at, of_venues.get(row.id, []), offered.get(row.id, []),
     )  # fmt: skip
 

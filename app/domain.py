@@ -269,6 +269,8 @@ class Venue(msgspec.Struct, frozen=True):
     hold_max_seconds: int
     #: A customer who cancels later than this before the start gets no money back.
     refund_hours: int
+    #: So long a place that became free is kept for who has waited for it.
+    waiting_offer_minutes: int
     #: Where a customer may be sent after paying; null: any https page.
     return_origins: list[str] | None
     created_at: datetime

@@ -69,7 +69,7 @@ def test_a_venue_is_made_read_listed_and_changed(operator: httpx.Client, everyon
     assert made == {
         "id": made["id"], "slug": slug, "name": "Boats", "timezone": "Europe/Berlin", "payment": "on_site",
         "hold_ttl_seconds": None, "hold_max_seconds": 1800, "refund_hours": 0, "return_origins": None,
-            "resources": [], "services": [],
+        "waiting_offer_minutes": 15, "resources": [], "services": [],
     }  # fmt: skip
 
     ada = factories.resource(operator, slug, name="Ada", kind="person")

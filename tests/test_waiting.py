@@ -664,10 +664,7 @@ def test_nobody_waits_for_what_is_over(line: Line, with_engine: Any):
 def test_an_offer_ends_with_the_time_for_booking(line: Line):
     slot_id, booking = line.sold_out()
     entry = line.joined(slot_id)
-    line.service.query(
-        "WITH v AS (UPDATE venues SET waiting_offer_minutes = 5 WHERE slug = %s RETURNING 1) SELECT * FROM v",
-        line.venue,
-    )
+    assert line.operator.patch(f"/v1/venues/{line.venue}", json={"waiting_offer_minutes": 5}).status_code == 200
     line.cancel(booking)
     offer = line.look(entry)["offer"]
     life = datetime.fromisoformat(offer["expires_at"]) - datetime.fromisoformat(offer["offered_at"])

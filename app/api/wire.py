@@ -38,6 +38,9 @@ Seconds = Annotated[int, Meta(ge=1, le=86_400)]
 RefundHours = Annotated[
     int, Meta(ge=0, le=8_760, description="a customer who cancels later than this before the start gets nothing back")
 ]
+OfferMinutes = Annotated[
+    int, Meta(ge=1, le=1_440, description="so long a place that became free is kept for whoever waited for it")
+]
 _ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
 Origin = Annotated[str, Meta(max_length=300, pattern=whole(_ORIGIN))]
 Origins = Annotated[
@@ -200,6 +203,7 @@ class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hold_max_seconds: Seconds = 1800
     #: A customer who cancels later than this before the start gets no money back.
     refund_hours: RefundHours = 0
+    waiting_offer_minutes: OfferMinutes = 15
     return_origins: Origins | None = None
 
     def __post_init__(self) -> None:
@@ -216,6 +220,7 @@ class VenueChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hold_ttl_seconds: Seconds | UnsetType | None = UNSET
     hold_max_seconds: Seconds | UnsetType = UNSET
     refund_hours: RefundHours | UnsetType = UNSET
+    waiting_offer_minutes: OfferMinutes | UnsetType = UNSET
     return_origins: Origins | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
@@ -494,6 +499,7 @@ class Venue(msgspec.Struct, frozen=True, kw_only=True):
     hold_ttl_seconds: int | None
     hold_max_seconds: int
     refund_hours: int
+    waiting_offer_minutes: int
     return_origins: list[str] | None
     resources: list[Resource]
     services: list[Service]
@@ -826,6 +832,7 @@ def venue(known: domain.Venue) -> Venue:
         hold_ttl_seconds=known.hold_ttl_seconds,
         hold_max_seconds=known.hold_max_seconds,
         refund_hours=known.refund_hours,
+        waiting_offer_minutes=known.waiting_offer_minutes,
         return_origins=known.return_origins,
         resources=[resource(each) for each in known.resources],
         services=[service(each) for each in known.services],
