@@ -286,25 +286,27 @@ function operate(method, path, body, status, name = path) {
 
 const rfc3339 = (ms) => new Date(ms).toISOString().replace('.000Z', 'Z');
 
-// A venue of this run's own, with slots of the given capacities from tomorrow 10:00 UTC on. It stays behind afterwards:
-// an operator may want to look at it.
-export function prepare(label, capacities) {
+// A venue of this run's own, with slots of the given capacities from tomorrow 10:00 UTC on: a tour's, one after the
+// other, or a person's, who may be wanted for several things at once. It stays behind afterwards: an operator may want
+// to look at it.
+export function prepare(label, capacities, { kind = 'event', minutes = 15, every = minutes } = {}) {
   if (!__ENV.OPERATOR_KEY) throw new Error('OPERATOR_KEY is not set: the operator key of the service under test');
   const venue = `k6-${label}-${Date.now().toString(36)}-${randomInteger(0, 1e6).toString(36)}`;
   operate('POST', '/v1/venues', { slug: venue, name: `Load test ${label}`, timezone: 'UTC' }, 201);
-  const resource = operate('POST', '/v1/resources', { venue, name: 'Harbour tour', kind: 'event' }, 201);
+  const name = kind === 'event' ? 'Harbour tour' : 'Ada';
+  const resource = operate('POST', '/v1/resources', { venue, name, kind }, 201);
   const first = new Date(Date.now() + 24 * 60 * minute).setUTCHours(10, 0, 0, 0);
   const wanted = capacities.map((capacity, i) => ({
     venue, resource_id: resource.id, capacity,
-    starts_at: rfc3339(first + i * 15 * minute), ends_at: rfc3339(first + (i + 1) * 15 * minute),
+    starts_at: rfc3339(first + i * every * minute), ends_at: rfc3339(first + (i * every + minutes) * minute),
   }));
   const made = operate('POST', '/v1/slots', { slots: wanted }, 201).data;
   if (made.length !== wanted.length) throw new Error(`asked for ${wanted.length} slots, got ${made.length}`);
   return {
     venue,
-    slots: made.map(({ id, capacity }) => ({ id, capacity })),
+    slots: made.map(({ id, capacity, starts_at, ends_at }) => ({ id, capacity, starts_at, ends_at })),
     from: rfc3339(first),
-    to: rfc3339(first + capacities.length * 15 * minute),
+    to: rfc3339(first + capacities.length * every * minute),
     race_at_ms: Date.now() + 1500, // time for 100 clients to connect on a slow machine
   };
 }

@@ -64,7 +64,7 @@ export K6_NO_USAGE_REPORT=true
 export K6_WEB_DASHBOARD=true K6_WEB_DASHBOARD_PORT=-1 K6_WEB_DASHBOARD_PERIOD=1s # no listener, and short runs
 
 echo "Load tests against $BASE_URL"
-scripts="last_place capacity mixed appointments"
+scripts="last_place capacity mixed appointments overlap"
 verdicts=()
 failed=0
 for script in $scripts; do
