@@ -14,6 +14,7 @@ from app.domain import Booking
 from app.engine import Engine
 from app.errors import (
     BookingNotFound,
+    Busy,
     Conflict,
     PaymentRequired,
     Problem,
@@ -21,9 +22,13 @@ from app.errors import (
     SlotUnavailable,
 )
 from app.holds import Full, Occupied, RedisAway, Taken
-from app.ledger import Moved
+from app.ledger import Moved, RuleViolated
 from app.telemetry import outcomes
 from app.tokens import new_id
+
+#: The exclusion constraint refused (layer 3), since somebody took that time of the person at this moment: asked again,
+#: the function sees whose it is. Who meets another rival each time is told to come back.
+TRIES = 3
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -51,9 +56,7 @@ async def reschedule(engine: Engine, booking_id: UUID, token: str | None, wish: 
     claim = Claim(there, new_id(), wish.quantity or found.quantity, None)
     held = await _hold(engine, claim, found)
     try:
-        moved = await engine.ledger.move(
-            booking_id, there.id, wish.quantity, wish.version, actor=caller.actor, request_id=caller.request_id
-        )
+        moved = await _move(engine, booking_id, wish, caller)
     except Exception:
         if held:
             await engine.mirror.give_back(there, claim.id, has_token=False)
@@ -91,6 +94,19 @@ async def _hold(engine: Engine, claim: Claim, found: Booking) -> bool:
     except RedisAway:
         return False
     return False
+
+
+async def _move(engine: Engine, booking_id: UUID, wish: Wish, caller: Caller) -> Moved:
+    """Layers 2 and 3: move it in one transaction, or learn why not."""
+    for _ in range(TRIES):
+        try:
+            return await engine.ledger.move(
+                booking_id, wish.slot_id, wish.quantity, wish.version, actor=caller.actor, request_id=caller.request_id
+            )
+        except RuleViolated as violation:
+            if violation.rule != "occupied_one_thing_at_a_time":
+                raise
+    raise Busy
 
 
 async def _refusal(engine: Engine, booking_id: UUID, claim: Claim, moved: Moved) -> Problem:

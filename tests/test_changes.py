@@ -5,6 +5,7 @@ import uuid
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.service import (
@@ -174,6 +175,33 @@ async def test_swaps_racing_for_one_place_leave_one_there_and_the_others_where_t
         left = [answer.status_code == 200 for answer in answers]
         for home, has_left in zip(homes, left, strict=True):
             assert_places(service, home, 1, 0 if has_left else 1)
+
+
+async def test_a_swap_that_only_the_exclusion_constraint_refuses_is_a_refusal(service: Service) -> None:
+    """Different slots of one person, so different locks: neither look can see what the other has not committed."""
+    async with service.client() as client:
+        one, _, other, _, _, target, overlapping = await make_slots(
+            service, client, *[1] * 7, kind="person", hours_apart=0.5
+        )
+        first, second = await booked(client, one), await booked(client, other)
+        with psycopg.connect(service.database_url) as rival:
+            moved = "SELECT word FROM move_booking(%s, %s, NULL, NULL, 'customer', NULL) LIMIT 1"
+            assert rival.execute(moved, (first["id"], target)).fetchone() == ("moved",)
+            moving = asyncio.create_task(move(client, second, overlapping))
+            await asyncio.to_thread(eventually, lambda: waits_for_another(service), "the second to wait for the first")
+            rival.commit()
+        refused = await moving
+        assert (refused.status_code, refused.json()["code"]) == (409, "slot_unavailable")
+        assert_places(service, other, 1, 1)
+        assert_places(service, overlapping, 1, 0)
+
+
+def waits_for_another(service: Service) -> bool:
+    [(waiting,)] = service.query(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' AND pid IN"
+        " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
+    )
+    return bool(waiting)
 
 
 async def test_a_swap_against_a_cancellation_ends_in_one_of_both(service: Service) -> None:
