@@ -170,7 +170,7 @@ class Payments:
             "book_legacy_payment(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 new_id(), session.id, session.amount, session.currency, session.payment_intent, slot_id, quantity,
-                name[:200], email[:254], phone and phone[:40], new_booking, new_manage_hash,
+                name[:200], email[:254], phone[:40] if phone else None, new_booking, new_manage_hash,
             ),
         )  # fmt: skip
 
@@ -180,10 +180,13 @@ class Payments:
 
     async def owe_refund(self, payment_id: UUID, why: str) -> None:
         """Decide, as an operator, that a payment goes back which nobody else has decided about."""
+        # Locked before it is judged: somebody else may be deciding, or giving it back, at this moment.
         await self._ledger.repeatable(
-            "SELECT owe_refund(p, %s) FROM payments AS p WHERE p.id = %s AND p.refund_status IN ('none', 'waived')"
-            " AND p.status IN ('paid', 'mismatched')",
-            (why, payment_id),
+            "WITH undecided AS MATERIALIZED ("
+            "  SELECT p FROM payments AS p WHERE p.id = %s AND p.refund_status IN ('none', 'waived')"
+            "    AND p.status IN ('paid', 'mismatched') FOR UPDATE)"
+            " SELECT owe_refund(p, %s) FROM undecided",
+            (payment_id, why),
         )
 
     async def _change(self, call: str, values: tuple[Any, ...]) -> Change:

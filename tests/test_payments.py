@@ -25,6 +25,7 @@ from app.booking import BookingRequest
 from app.checkout import Started
 from app.errors import AlreadyResolved, PaymentFailed, SlotUnavailable
 from app.gateway import BadSignature, InProgress, NotOpen, Refused, Session, Unclear, verified
+from app.reschedule import Wish, reschedule
 from app.settings import from_env
 from app.simulator.delivery import signature
 from tests.redis_servers import RedisServer
@@ -282,6 +283,35 @@ async def test_what_was_paid_wrongly_and_refunded_in_the_dashboard_ends_its_book
     assert till.state(slot_id)["free"] == [(1,)]
 
 
+async def test_a_refund_that_several_operators_decide_at_once_is_owed_once(till):
+    slot_id = till.slot()
+    started = await paid(till, slot_id)
+    await till.receive(*till.told(started.session_id))
+    payment_id = till.payment_id(started)
+    await asyncio.gather(*(till.engine.payments.owe_refund(payment_id, "by an operator") for _ in range(5)))
+    assert len(till.happened(slot_id, "refund.due")) == 1
+    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    await till.engine.payments.owe_refund(payment_id, "by an operator")
+    assert till.statuses(slot_id) == (["cancelled"], [("paid", "done")])
+
+
+async def test_a_refund_ends_its_booking_where_it_has_moved_to(till):
+    paid_for, moved_to = till.slots(24, 48)
+    started = await paid(till, paid_for)
+    assert await till.receive(*till.told(started.session_id)) == ["confirmed"]
+    booking_id = started.booking.id
+    await reschedule(till.engine, booking_id, started.manage_token, Wish(moved_to), caller=CUSTOMER)
+    till.stripe.dashboard_refund(till.stripe.session(started.session_id)["payment_intent"])
+    assert (await till.receive(*till.told(started.session_id)))[-1] == "refunded"
+    ended = till.query(
+        "SELECT slot_id, data FROM events WHERE type = 'booking.cancelled' AND booking_id = %s", booking_id
+    )
+    assert [(slot_id, data["quantity"]) for slot_id, data in ended] == [(moved_to, 1)]
+    [slot] = await till.engine.ledger.slots([moved_to])
+    room = (await till.engine.mirror.rooms([slot], without_redis=False))[moved_to]
+    assert (room.booked, room.available) == (0, 1)
+
+
 # -- orders of an older system ----------------------------------------------------------------------------------------
 
 
@@ -303,6 +333,14 @@ async def test_s0_8_an_older_order_takes_its_places_once(till):
     assert till.state(slot_id)["free"] == [(3,)]
     [completed] = till.happened(slot_id, "checkout.completed")
     assert (completed["slots_reserved"], completed["decrement"]) == (False, "legacy")
+
+
+async def test_s0_8_an_older_order_is_booked_though_its_customer_is_hardly_known(till):
+    slot_id = till.slot()
+    session_id = older_order(till, slot_id)
+    nobody = {"name": "", "email": "grace@example.com", "phone": ""}
+    assert await till.receive(till.forged("completed", session_id, customer_details=nobody)) == ["legacy confirmed"]
+    assert till.state(slot_id)["bookings"] == [(1, "confirmed", "grace@example.com")]
 
 
 async def test_s0_8_an_older_order_without_room_is_refunded_once(till):

@@ -588,7 +588,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     pay     payments := lock_payment(this_payment);
     whole   boolean;
-    ended   uuid;
+    ended   bookings;
 BEGIN
     IF pay.id IS NULL OR pay.status NOT IN ('paid', 'mismatched') THEN
         RETURN payment_changed('unknown', NULL, NULL);
@@ -609,12 +609,14 @@ BEGIN
     IF whole THEN
         UPDATE bookings SET status = 'cancelled', cancelled_at = clock_timestamp(), expires_at = NULL
         WHERE id = coalesce(pay.rebooked_id, pay.booking_id) AND status IN ('confirmed', 'pending_payment')
-        RETURNING id INTO ended;
-        IF ended IS NOT NULL THEN
-            PERFORM log_payment(pay, 'booking.cancelled', 'system', jsonb_build_object('reason', 'refunded at Stripe'));
+        RETURNING * INTO ended;
+        IF ended.id IS NOT NULL THEN
+            pay.slot_id := ended.slot_id;  -- where the booking was by now: it may have moved since it was paid
+            PERFORM log_payment(pay, 'booking.cancelled', 'system',
+                jsonb_build_object('reason', 'refunded at Stripe', 'quantity', ended.quantity));
         END IF;
     END IF;
-    RETURN payment_changed(CASE WHEN whole THEN 'refunded' ELSE 'partly' END, ended, pay.slot_id);
+    RETURN payment_changed(CASE WHEN whole THEN 'refunded' ELSE 'partly' END, ended.id, pay.slot_id);
 END $$;
 
 -- The function of 0001, which now also knows what becomes of the money: a session that can still be paid shall be
