@@ -235,3 +235,23 @@ async def test_postgres_away_is_unavailable_in_this_form(service: Service) -> No
     async with service.client() as client:
         assert (await client.post(salon.path, json=salon.body())).status_code == 201
     eventually(lambda: bool(httpx.get(f"{service.url}/readyz").status_code == 200), "the service to be ready")
+
+
+async def test_within_the_notice_only_the_venue_books(service: Service) -> None:
+    """Whichever way customers come: by the salon's page, with or without a hold."""
+    salon = make_salon(service)
+    slot = salon.slots[salon.staff[0], salon.starts[0]]
+    async with service.client() as client:
+        hold = await client.post("/v1/holds", json={"slot_id": slot})
+        service.query("UPDATE slots SET closes_at = now() - interval '1 second' WHERE id = %s RETURNING 1", slot)
+        customer = {"customer": {"name": "Ada Lovelace", "email": "ada@example.com"}}
+        confirmed = await client.post("/v1/bookings", json={"hold_token": hold.json()["token"], **customer})
+        assert (confirmed.status_code, confirmed.json()["reason"]) == (409, "past")
+        direct = await client.post("/v1/bookings", json={"slot_id": slot, **customer})
+        assert (direct.status_code, direct.json()["reason"]) == (409, "past")
+        page = await client.post(salon.path, json=salon.body())
+        assert (page.status_code, page.json()["error"]["code"]) == (400, "VALIDATION_ERROR")
+        await client.delete(f"/v1/holds/{hold.json()['id']}", headers={"Hold-Token": hold.json()["token"]})
+        assert_slot_holds(service, slot, 1, 0)
+        by_venue = await client.post("/v1/bookings", json={"slot_id": slot, **customer}, headers=service.operator)
+        assert by_venue.status_code == 201, by_venue.text

@@ -292,7 +292,8 @@ BEGIN
 END $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Layer 2 again: the function of 0003, word for word, but that a slot occupies its person until its buffer has passed.
+-- Layer 2 again: the function of 0003, word for word, but that a slot occupies its person until its buffer has passed,
+-- and that it is past for customers as soon as its notice begins.
 
 -- Decide a list of requests in one transaction, each on its own merits, first come first served.
 --
@@ -371,7 +372,7 @@ BEGIN
                 WHEN mine.status <> 'held' THEN 'resolved'
                 WHEN s.id IS NULL THEN 'not_found'
                 WHEN s.status = 'closed' THEN 'closed'
-                WHEN s.starts_at <= clock THEN 'past'
+                WHEN s.starts_at <= clock OR s.closes_at <= clock AND q.actor <> 'operator' THEN 'past'
                 -- Asked only of slots with a price: the others pay nothing for this rule.
                 WHEN s.price_amount > 0 AND q.status = 'confirmed' AND q.actor <> 'operator' AND 'required' = (
                     SELECT v.payment FROM venues AS v WHERE v.id = s.venue_id) THEN 'payment_required'
