@@ -280,7 +280,9 @@ async def _keep_ahead(engine: Engine, _: procrastinate.App) -> None:
 
 
 async def _forget(engine: Engine, _: procrastinate.App) -> None:
-    await deliveries.forget_delivered(engine.ledger)
+    forgotten = deliveries.FORGET_BATCH
+    while forgotten == deliveries.FORGET_BATCH:  # in pieces that a statement's time is enough for
+        forgotten = await deliveries.forget_delivered(engine.ledger)
 
 
 async def _reconcile(engine: Engine, _: procrastinate.App) -> None:

@@ -41,6 +41,27 @@ FUNCTIONS = """
     SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1
 """
 
+#: Ten bookings of each state, of a person and of a tour, and an event for each.
+POPULATE = """
+    INSERT INTO venues (id, slug, name, timezone) VALUES (gen_random_uuid(), 'old', 'Old', 'Europe/Berlin');
+    INSERT INTO resources (id, venue_id, name, kind)
+    SELECT gen_random_uuid(), id, kind, kind FROM venues, unnest('{person,event}'::text[]) AS kind;
+    INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, starts_at, ends_at, capacity)
+    SELECT gen_random_uuid(), venue_id, id, no, one_at_a_time, now() + n * interval '1 hour',
+        now() + (n + 1) * interval '1 hour', CASE kind WHEN 'event' THEN 10 ELSE 1 END
+    FROM resources, generate_series(1, 20) AS n;
+    INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, expires_at, customer_name, customer_email,
+        available_after, confirmed_at, cancelled_at, expired_at)
+    SELECT gen_random_uuid(), s.venue_id, s.id, s.exclusive, 1, b.status,
+        CASE b.status WHEN 'held' THEN now() + interval '1 hour' END, 'Ada', 'ada@example.com', s.capacity - 1,
+        CASE b.status WHEN 'confirmed' THEN now() END, CASE b.status WHEN 'cancelled' THEN now() END,
+        CASE b.status WHEN 'expired' THEN now() END
+    FROM (SELECT *, row_number() OVER (ORDER BY starts_at, id) AS n FROM slots) AS s
+    JOIN unnest('{held,confirmed,cancelled,expired}'::text[]) WITH ORDINALITY AS b (status, n) ON s.n % 4 = b.n - 1;
+    INSERT INTO events (type, actor, venue_id, slot_id, booking_id)
+    SELECT 'booking.confirmed', 'customer', venue_id, slot_id, id FROM bookings;
+"""
+
 #: Which trigger keeps which promise on which table. One that is missing or disabled would let a wrong state in.
 EXPECTED_TRIGGERS = {
     ("bookings", "bookings_confirmed_when_paid", "bookings_confirmed_when_paid"),
@@ -104,6 +125,35 @@ def test_a_second_upgrade_changes_nothing(empty: Callable[[], str]) -> None:
     upgrade(url)
     assert looked_up(url, *queries) == first
     assert len(first[-1]) == 1
+
+
+def test_what_a_database_of_revision_0002_holds_is_kept(empty: Callable[[], str]) -> None:
+    """Slots, bookings in every state and events, made before there were payments, services or waiting lists."""
+    url = empty()
+    upgrade(url, "0002")
+    with psycopg.connect(url) as connection:
+        connection.execute(POPULATE)
+    contents = (
+        "SELECT id, resource_id, starts_at, ends_at, capacity, available_count, version, status FROM slots ORDER BY id",
+        "SELECT id, slot_id, quantity, status, expires_at, customer_name FROM bookings ORDER BY id",
+        "SELECT * FROM occupied ORDER BY slot_id",
+        "SELECT seq, type, booking_id FROM events ORDER BY seq",
+    )
+    before = looked_up(url, *contents)
+    upgrade(url)
+    assert looked_up(url, *contents) == before
+    assert {status for _, _, _, status, *_ in before[1]} == {"held", "confirmed", "cancelled", "expired"}
+    wrong, unread = looked_up(
+        url,
+        "SELECT id FROM slots WHERE occupied_until <> ends_at OR made_by_schedule",
+        "SELECT e.seq FROM events AS e, event_readers AS r WHERE (e.xid, e.seq) > (r.xid, r.seq)",
+    )
+    assert (wrong, unread) == ([], [])  # nobody gets a letter about what happened before
+    with psycopg.connect(url) as connection:  # and what there was can be changed, as ever
+        connection.execute(
+            "SELECT cancel_booking(id, false, 'operator', NULL) FROM bookings WHERE status = 'confirmed'"
+        )
+        assert connection.execute("SELECT count(*) FROM slots WHERE available_count < capacity").fetchone() == (10,)
 
 
 def test_two_that_start_together_take_turns(empty: Callable[[], str]) -> None:

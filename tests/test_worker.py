@@ -518,6 +518,17 @@ async def test_what_stripe_cannot_be_asked_now_is_left_to_the_next_time(engine, 
         await jobs._or_later(refused())
 
 
+async def test_however_many_old_deliveries_there_are_all_of_them_are_forgotten(engine, monkeypatch):
+    pieces = [jobs.deliveries.FORGET_BATCH, jobs.deliveries.FORGET_BATCH, 3]
+
+    async def forget_delivered(_: Any) -> int:
+        return pieces.pop(0)
+
+    monkeypatch.setattr(jobs.deliveries, "forget_delivered", forget_delivered)
+    await jobs._forget(engine, jobs.queue(engine))
+    assert pieces == []
+
+
 def job(attempts: int) -> queued.Job:
     return queued.Job(id=1, queue="default", lock=None, queueing_lock=None, task_name="task", attempts=attempts)
 
