@@ -17,7 +17,7 @@ import heapq
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from uuid import UUID
 
@@ -50,6 +50,8 @@ STREAMS_AT_ONCE = 25
 MOST_BEHIND = 256 * 1024
 #: Looked at so long after a hold has ended: clocks and timers are not exact.
 LAPSE_SECONDS = 0.03
+#: Places that are counted as booked and as held at the same time are left out of `held` for so long (settle.lua).
+TWICE_SECONDS = 2.0
 #: The feed may fail for so long before it counts as gone: a restart of Redis is over sooner.
 PATIENCE_SECONDS = 1.5
 #: How long a new stream waits for its place: until the feed is open, and what it missed is looked up.
@@ -353,7 +355,7 @@ class Hub:
         """Learn which slots of a venue have holds now: their ends are announced by nobody."""
         resource_ids = await self._engine.ledger.resource_ids(venue)
         self._remember_venue(venue, resource_ids)
-        await self._note_lapses(await self._engine.holds.active_slots(resource_ids))
+        await self._note_lapses(await self._engine.holds.active_slots(resource_ids), {})
 
     async def _tell_missed(self, feed: Feed, back: Sequence[Stream]) -> None:
         """Tell those who come back what changed while they were away, or to reload when nobody knows that any more."""
@@ -412,8 +414,7 @@ class Hub:
         rooms = await self._engine.mirror.rooms(slots, without_redis=False)
         for slot in slots:
             self._remember_venue(slot.venue, [slot.resource_id])
-        held = [(slot.resource_id, slot.id) for slot in slots if rooms[slot.id].held]
-        await self._note_lapses(held)
+        await self._note_lapses([(slot.resource_id, slot.id) for slot in slots], rooms)
         return [
             Shown(slot, b"event: slot\ndata: " + self._render(slot, rooms[slot.id]) + b"\n")
             for slot in slots
@@ -466,8 +467,8 @@ class Hub:
         for resource_id in resource_ids:
             self._venue_of[resource_id] = venue
 
-    async def _note_lapses(self, slots: Sequence[Note]) -> None:
-        """Remember when the first live hold of each slot ends."""
+    async def _note_lapses(self, slots: Sequence[Note], rooms: Mapping[UUID, Room]) -> None:
+        """Remember when each slot will show something else although nobody changes it."""
         if not slots:
             return
         now = time.monotonic()
@@ -475,6 +476,9 @@ class Hub:
             if known.holds:
                 first = known.holds[0]
                 self._set_lapse(note, now + (first.expires_at - first.now).total_seconds() + LAPSE_SECONDS)
+            shown = rooms.get(note[1])
+            if shown is not None and known.room is not None and known.room.held != shown.held:
+                self._set_lapse(note, now + TWICE_SECONDS + LAPSE_SECONDS)
 
     def _set_lapse(self, note: Note, at: float) -> None:
         # A hold that lives longer than we thought is looked at too early, and then again: one entry for each slot.

@@ -1,0 +1,545 @@
+"""Live updates: a page sees a slot held, sold, freed or lapsed, whichever process did it, and loses nothing."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from app.api import live as api
+from app.feed import KEY, MOST_ENTRIES
+from app.live import MOST_AT_ONCE, MOST_BEHIND, Channel, Stream
+from tests.redis_servers import RedisServer, running_redis
+from tests.service import (
+    CUSTOMER,
+    Service,
+    all_at_once,
+    booking_body,
+    eventually,
+    make_slots,
+    resource_of,
+    serving,
+)
+from tests.shop import Shop, running_shop
+
+pytestmark = pytest.mark.anyio
+
+#: Far above a second, within which it is meant to be: a busy machine is no failure.
+SECONDS = 20.0
+#: So many streams that both workers have some: that all hear of a change says that each process does.
+BOTH = 12
+
+
+class Page:
+    """One page with its stream: what it was told, and the answer's end."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.last_id: str | None = None
+        self.ended = asyncio.Event()
+        self._news = asyncio.Event()
+
+    @property
+    def slots(self) -> list[dict[str, Any]]:
+        return [data for kind, data in self.events if kind == "slot"]
+
+    def shows(self, slot_id: str) -> dict[str, Any]:
+        """What the page shows of a slot by now: the last that it was told."""
+        return next((slot for slot in reversed(self.slots) if slot["id"] == slot_id), {})
+
+    async def until(self, true: Callable[[], bool], what: str) -> None:
+        try:
+            async with asyncio.timeout(SECONDS):
+                while not true():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            pytest.fail(f"waited for {what}; was told {self.events}")
+
+    async def sees(self, slot_id: str, **expected: Any) -> None:
+        def true() -> bool:
+            shown = self.shows(slot_id)
+            return bool(shown) and all(shown[name] == value for name, value in expected.items())
+
+        await self.until(true, f"{slot_id} with {expected}")
+
+    async def read(self, answer: httpx.Response) -> None:
+        kind, data = "message", ""
+        try:
+            async for line in answer.aiter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    data = value
+                elif name == "id":
+                    self.last_id = value
+                elif not line:
+                    if data:
+                        self.events.append((kind, json.loads(data)))
+                    kind, data = "message", ""
+                self._news.set()
+        finally:
+            self.ended.set()
+            self._news.set()
+
+
+@asynccontextmanager
+async def page(client: httpx.AsyncClient, since: str | None = None, **params: Any) -> AsyncIterator[Page]:
+    """Open a page; its stream has begun, so that nothing is missed from here on."""
+    shown = Page()
+    headers = {"Last-Event-ID": since} if since else {}
+    async with client.stream("GET", "/v1/live", params=params, headers=headers) as answer:
+        assert answer.status_code == 200, (await answer.aread()).decode()
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+        assert answer.headers["x-accel-buffering"] == "no"
+        reading = asyncio.create_task(shown.read(answer))
+        try:
+            # A new stream begins with where it stands; one that is resumed, with what it missed.
+            await shown.until(lambda: shown.last_id is not None, "the stream to begin")
+            yield shown
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+@asynccontextmanager
+async def pages(client: httpx.AsyncClient, count: int, **params: Any) -> AsyncIterator[list[Page]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(page(client, **params)) for _ in range(count)]
+
+
+async def everybody(those: list[Page], act: Callable[[Page], Awaitable[None]]) -> None:
+    await asyncio.gather(*(act(each) for each in those))
+
+
+@pytest.fixture
+async def client(with_redis: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with with_redis.client() as client:
+        yield client
+
+
+async def of(client: httpx.AsyncClient, slot_id: str) -> dict[str, Any]:
+    answer = await client.get(f"/v1/slots/{slot_id}")
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def venue_of(client: httpx.AsyncClient, slot_id: str) -> str:
+    return str((await of(client, slot_id))["venue"])
+
+
+async def hold(client: httpx.AsyncClient, slot_id: str, quantity: int = 1) -> dict[str, Any]:
+    answer = await client.post("/v1/holds", json={"slot_id": slot_id, "quantity": quantity})
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def book(client: httpx.AsyncClient, slot_id: str, quantity: int = 1) -> dict[str, Any]:
+    answer = await client.post("/v1/bookings", json=booking_body(slot_id, quantity))
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def streams_of(service: Service) -> float:
+    return service.metric("holdfast_live_streams")
+
+
+# -- what is told -----------------------------------------------------------------------------------------------------
+
+
+async def test_pages_of_every_process_see_a_slot_held_sold_and_freed(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 2)
+    async with pages(client, BOTH, venue=await venue_of(client, slot_id)) as open_pages:
+        held = await hold(client, slot_id, 2)
+        await everybody(open_pages, lambda each: each.sees(slot_id, held=2, available=0, status="held"))
+        body = {"hold_token": held["token"], "customer": CUSTOMER}
+        booked = (await client.post("/v1/bookings", json=body)).json()
+        await everybody(open_pages, lambda each: each.sees(slot_id, held=0, available_count=0, status="sold_out"))
+        await client.post(f"/v1/bookings/{booked['id']}/cancel", headers={"Manage-Token": booked["manage_token"]})
+        await everybody(open_pages, lambda each: each.sees(slot_id, available=2, status="available"))
+        shown = open_pages[0].shows(slot_id)
+        assert shown == await of(client, slot_id)  # to the letter what GET says
+        told = json.dumps([each.events for each in open_pages])
+        assert not any(secret in told for secret in (*CUSTOMER.values(), held["token"], booked["manage_token"]))
+
+
+async def test_a_hold_given_up_is_seen(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 1)
+    async with page(client, venue=await venue_of(client, slot_id)) as shown:
+        held = await hold(client, slot_id)
+        await shown.sees(slot_id, status="held")
+        await client.delete(f"/v1/holds/{held['id']}", headers={"Hold-Token": held["token"]})
+        await shown.sees(slot_id, status="available", held=0)
+
+
+async def test_a_hold_that_lapses_is_seen_although_nobody_tells(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 1, hold_ttl_seconds=2)
+    async with page(client, venue=await venue_of(client, slot_id)) as shown:
+        await hold(client, slot_id)
+        await shown.sees(slot_id, status="held")
+        await shown.sees(slot_id, status="available", held=0)
+
+
+async def test_so_is_one_that_was_taken_before_the_page_was_opened(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 3, hold_ttl_seconds=3)
+    await hold(client, slot_id, 2)
+    async with pages(client, BOTH, venue=await venue_of(client, slot_id)) as open_pages:
+        await everybody(open_pages, lambda each: each.sees(slot_id, available=3))
+
+
+async def test_a_prolonged_hold_is_seen_when_it_lapses_at_last(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 1, hold_ttl_seconds=2)
+    async with page(client, venue=await venue_of(client, slot_id)) as shown:
+        held = await hold(client, slot_id)
+        await asyncio.sleep(1)
+        extended = await client.post(f"/v1/holds/{held['id']}/extend", headers={"Hold-Token": held["token"]})
+        assert extended.status_code == 200
+        await shown.sees(slot_id, status="available")
+        gone = await client.get(f"/v1/holds/{held['id']}", headers={"Hold-Token": extended.json()["token"]})
+        assert gone.status_code == 410  # and not before
+
+
+async def test_what_an_operator_changes_is_seen(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 1)
+    async with page(client, venue=await venue_of(client, slot_id)) as shown:
+        for change, expected in (
+            ({"status": "closed"}, {"status": "closed"}),
+            ({"status": "open", "capacity": 7}, {"status": "available", "capacity": 7, "available": 7}),
+        ):
+            answer = await client.patch(f"/v1/slots/{slot_id}", json=change, headers=with_redis.operator)
+            assert answer.status_code == 200
+            await shown.sees(slot_id, **expected)
+
+
+async def test_a_booking_that_moves_is_seen_in_both_slots(with_redis, client):
+    here, there = await make_slots(with_redis, client, 1, 1)
+    async with page(client, venue=await venue_of(client, here)) as shown:
+        booked = await book(client, here)
+        await shown.sees(here, status="sold_out")
+        answer = await client.post(
+            f"/v1/bookings/{booked['id']}/reschedule",
+            json={"slot_id": there},
+            headers={"Manage-Token": booked["manage_token"]},
+        )
+        assert answer.status_code == 200, answer.text
+        await shown.sees(here, status="available")
+        await shown.sees(there, status="sold_out")
+
+
+async def test_what_else_a_person_cannot_do_meanwhile_is_seen(with_redis, client):
+    one, overlapping, later = await make_slots(with_redis, client, 1, 1, 1, kind="person", hours_apart=0.75)
+    async with page(client, venue=await venue_of(client, one)) as shown:
+        held = await hold(client, one)
+        await shown.sees(overlapping, status="held", available=0)
+        await client.delete(f"/v1/holds/{held['id']}", headers={"Hold-Token": held["token"]})
+        await shown.sees(overlapping, status="available", available=1)
+        await book(client, one)
+        await shown.sees(overlapping, status="sold_out", available=0)
+        assert shown.shows(overlapping) == await of(client, overlapping)
+        assert shown.shows(later) == {}  # it begins when the first has ended
+
+
+async def test_many_changes_at_once_are_all_told(with_redis, client):
+    slot_ids = await make_slots(with_redis, client, *[1] * (MOST_AT_ONCE + 50))
+    async with page(client, venue=await venue_of(client, slot_ids[0])) as shown:
+        requests = [client.build_request("POST", "/v1/bookings", json=booking_body(slot_id)) for slot_id in slot_ids]
+        answers = await all_at_once(client, requests)
+        assert {answer.status_code for answer in answers} == {201}
+        for slot_id in slot_ids:
+            await shown.sees(slot_id, status="sold_out")
+
+
+@pytest.fixture
+def shop(postgres, tmp_path, bundled_redis_server) -> Iterator[Shop]:
+    with running_shop(postgres.fresh(), bundled_redis_server, tmp_path) as shop:
+        yield shop
+
+
+async def test_a_checkout_is_seen(shop):
+    async with shop.service.client() as client:
+        slot_id = shop.slot(1)
+        async with page(client, venue=await venue_of(client, slot_id)) as shown:
+            with shop.with_worker():
+                started = shop.checked_out(slot_id)
+                await shown.sees(slot_id, available=0, available_count=0)
+                shop.cancel(started, operator=True)
+                await shown.sees(slot_id, status="available")
+
+
+# -- to whom ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_about_its_venue_and_resource(with_redis, client):
+    [ours], [others] = [await make_slots(with_redis, client, 5) for _ in range(2)]
+    venue = await venue_of(client, ours)
+    made = await client.post(
+        "/v1/resources", json={"venue": venue, "name": "Second", "kind": "event"}, headers=with_redis.operator
+    )
+    slot = {**await of(client, ours), "resource_id": made.json()["id"]}
+    wanted = {name: slot[name] for name in ("venue", "resource_id", "starts_at", "ends_at", "capacity")}
+    second = (await client.post("/v1/slots", json=wanted, headers=with_redis.operator)).json()["id"]
+    first_only = {"venue": venue, "resource_id": resource_of(with_redis, ours)}
+    async with page(client, venue=venue) as whole, page(client, **first_only) as narrow:
+        for slot_id in (others, second, ours):  # the last is told last: then nothing else is on its way
+            await book(client, slot_id)
+            await asyncio.sleep(0.3)
+        await whole.sees(ours, available=4)
+        await narrow.sees(ours, available=4)
+        assert {slot["id"] for slot in whole.slots} == {second, ours}
+        assert {slot["id"] for slot in narrow.slots} == {ours}
+
+
+async def test_a_new_resource_of_the_venue_is_part_of_it(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 5)
+    slot = await of(client, slot_id)
+    async with page(client, venue=slot["venue"]) as shown:
+        made = await client.post(
+            "/v1/resources", json={"venue": slot["venue"], "name": "New", "kind": "event"}, headers=with_redis.operator
+        )
+        wanted = {name: slot[name] for name in ("venue", "starts_at", "ends_at", "capacity")}
+        new = await client.post(
+            "/v1/slots", json={**wanted, "resource_id": made.json()["id"]}, headers=with_redis.operator
+        )
+        await hold(client, new.json()["id"], 2)
+        await shown.sees(new.json()["id"], held=2)
+
+
+async def test_what_makes_no_sense_is_a_problem(with_redis, client):
+    for query, status, code in (
+        ("venue=there-is-none", 404, "venue_not_found"),
+        ("", 400, "invalid_request"),
+        ("venue=demo&resource_id=1", 400, "invalid_request"),
+        ("venue=demo&page=1", 400, "invalid_request"),
+    ):
+        answer = await client.get(f"/v1/live?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+    eventually(lambda: streams_of(with_redis) == 0, "no stream to be left open", SECONDS)
+
+
+# -- coming back ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_resumed_without_loss_or_repetition(with_redis, client):
+    slot_ids = await make_slots(with_redis, client, 9, 9, 9)
+    venue = await venue_of(client, slot_ids[0])
+    async with page(client, venue=venue) as shown:
+        await book(client, slot_ids[0])
+        await shown.sees(slot_ids[0], available=8)
+    [other] = await make_slots(with_redis, client, 1)
+    await book(client, other)
+    await book(client, slot_ids[1])
+    await asyncio.sleep(1)  # told to nobody by now
+    async with page(client, since=shown.last_id, venue=venue) as again:
+        await again.sees(slot_ids[1], available=8)
+        await book(client, slot_ids[2])
+        await again.sees(slot_ids[2], available=8)
+        assert [(kind, data["id"]) for kind, data in again.events] == [("slot", slot_ids[1]), ("slot", slot_ids[2])]
+    async with page(client, since=again.last_id, venue=venue) as at_last:
+        await book(client, slot_ids[0])
+        await at_last.sees(slot_ids[0], available=7)
+        assert len(at_last.events) == 1
+
+
+async def test_who_was_away_too_long_is_told_to_reload(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 9)
+    venue = await venue_of(client, slot_id)
+    async with page(client, venue=venue) as shown:
+        await book(client, slot_id)
+        await shown.sees(slot_id, available=8)
+    await book(client, slot_id)
+    await asyncio.sleep(1)
+    with with_redis.redis.admin() as redis:
+        redis.xtrim(KEY, maxlen=1, approximate=False)
+    for since in (shown.last_id, "0-0", "99999999999999-0", "of another service"):
+        async with page(client, since=since, venue=venue) as again:
+            await again.until(lambda again=again: bool(again.events), "the word to reload")
+            assert again.events == [("reset", {})]
+            await book(client, slot_id)  # and goes on
+            await again.until(lambda again=again: bool(again.slots), "the next change")
+
+
+async def test_the_feed_is_bounded(with_redis, client):
+    with with_redis.redis.admin() as redis:
+        for _ in range(MOST_ENTRIES + 500):
+            redis.xadd(KEY, {"-": ""})
+        [slot_id] = await make_slots(with_redis, client, 9)
+        await hold(client, slot_id)
+        eventually(lambda: redis.xlen(KEY) <= MOST_ENTRIES + 100, "the stream to be cut", SECONDS)
+
+
+# -- stores that go away ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running_redis("--maxmemory-policy", "noeviction", "--appendonly", "yes") as server:
+        yield server
+
+
+async def test_redis_goes_and_comes(postgres, redis):
+    with serving(postgres.fresh(), redis.url, redis=redis) as service:
+        async with service.client() as client:
+            [slot_id] = await make_slots(service, client, 9)
+            venue = await venue_of(client, slot_id)
+            async with pages(client, BOTH, venue=venue) as open_pages:
+                await hold(client, slot_id)
+                await everybody(open_pages, lambda each: each.sees(slot_id, held=1))
+                redis.kill()
+                for each in open_pages:
+                    await each.until(each.ended.is_set, "the stream to end")
+                    assert each.events[-1] == ("degraded", {})
+            eventually(lambda: streams_of(service) == 0, "the streams to be closed", SECONDS)
+            await book(client, slot_id, 2)  # which goes on, and of which nobody could be told
+            refused = await client.get("/v1/live", params={"venue": venue})
+            assert (refused.status_code, refused.json()["code"]) == (503, "live_unavailable")
+            assert int(refused.headers["Retry-After"]) > 0
+            polled = await client.get("/v1/slots", params={"venue": venue})
+            same = await client.get(
+                "/v1/slots", params={"venue": venue}, headers={"If-None-Match": polled.headers["ETag"]}
+            )
+            assert same.status_code == 304
+            redis.start()
+            await _live_again(client, venue)
+            async with pages(client, BOTH, venue=venue) as open_pages:
+                await book(client, slot_id)
+                await everybody(open_pages, lambda each: each.sees(slot_id, available_count=6, held=1))
+                assert open_pages[0].shows(slot_id) == await of(client, slot_id)
+
+
+async def _live_again(client: httpx.AsyncClient, venue: str) -> None:
+    deadline, in_a_row = time.monotonic() + SECONDS, 0
+    while in_a_row < BOTH:  # every worker
+        assert time.monotonic() < deadline
+        async with client.stream("GET", "/v1/live", params={"venue": venue}) as answer:
+            in_a_row = in_a_row + 1 if answer.status_code == 200 else 0
+        await asyncio.sleep(0.02)
+
+
+async def test_a_redis_that_comes_back_without_its_memory_makes_pages_reload(postgres):
+    with (
+        running_redis("--maxmemory-policy", "noeviction") as redis,
+        serving(postgres.fresh(), redis.url, redis=redis) as service,
+    ):
+        async with service.client() as client:
+            [slot_id] = await make_slots(service, client, 9)
+            async with pages(client, BOTH, venue=await venue_of(client, slot_id)) as open_pages:
+                await hold(client, slot_id)
+                await everybody(open_pages, lambda each: each.sees(slot_id, held=1))
+                redis.kill()
+                redis.start()  # at once: no booking was made meanwhile that could have missed it
+                for each in open_pages:
+                    await each.until(lambda each=each: each.events[-1][0] in ("reset", "degraded"), "the word")
+
+
+async def test_without_redis_there_is_no_stream(without_redis):
+    async with without_redis.client() as client:
+        [slot_id] = await make_slots(without_redis, client, 1)
+        venue = await venue_of(client, slot_id)
+        answer = await client.get("/v1/live", params={"venue": venue})
+        assert (answer.status_code, answer.json()["code"]) == (503, "live_unavailable")
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def test_streams_are_bounded_and_places_come_back(postgres, bundled_redis_server):
+    server = bundled_redis_server
+    with serving(postgres.fresh(), server.url, redis=server, workers=1, HOLDFAST_LIVE_STREAMS="3") as service:
+        async with service.client() as client:
+            [slot_id] = await make_slots(service, client, 1)
+            venue = await venue_of(client, slot_id)
+            for _ in range(3):  # each round ends by hanging up
+                async with pages(client, 3, venue=venue):
+                    over = await client.get("/v1/live", params={"venue": venue})
+                    assert (over.status_code, over.json()["code"]) == (503, "overloaded")
+                    assert int(over.headers["Retry-After"]) > 0
+                    assert (await client.get("/livez")).status_code == 200
+                    assert streams_of(service) == 3
+                eventually(lambda: streams_of(service) == 0, "the places to come back", SECONDS)
+
+
+async def test_a_stop_ends_open_streams_cleanly_and_at_once(postgres, bundled_redis_server):
+    server = bundled_redis_server
+    with serving(postgres.fresh(), server.url, redis=server) as service:
+        async with service.client() as client:
+            [slot_id] = await make_slots(service, client, 1)
+            async with pages(client, 50, venue=await venue_of(client, slot_id)) as open_pages:
+                began = time.monotonic()
+                service.process.terminate()
+                for each in open_pages:
+                    await each.until(each.ended.is_set, "the stream to end")  # whole: else reading had raised
+                assert await asyncio.to_thread(service.process.wait, SECONDS) == 0
+                assert time.monotonic() - began < SECONDS / 2 + 5
+
+
+async def test_a_client_that_reads_too_slowly_is_cut_off():
+    """It would otherwise collect what it does not read, for as long as it likes."""
+    left: list[Stream] = []
+    stream = Stream(Channel("venue", None), None)
+    hub: Any = SimpleNamespace(leave=left.append, comment=lambda: b": \n\n")
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        if len(sent) > 1:
+            await asyncio.Event().wait()  # its socket is full, and stays so
+
+    async def receive() -> dict[str, str]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    writing = asyncio.create_task(api.Events(hub, stream)._follow({}, receive, send))  # type: ignore[arg-type]
+    stream.push(b"first")
+    await asyncio.sleep(0.01)
+    for _ in range(MOST_BEHIND // 1000):
+        stream.push(b"." * 1000)
+    assert not writing.done()
+    stream.push(b"." * 1000)
+    async with asyncio.timeout(SECONDS):
+        await writing
+    assert left == [stream]
+    assert sent == [b"", b"first"]
+
+
+async def test_a_quiet_stream_says_that_it_lives_and_ends_in_time(monkeypatch):
+    monkeypatch.setattr(api, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(api, "LIFE_SECONDS", 0.5)
+    monkeypatch.setattr(api, "LIFE_JITTER_SECONDS", 0)
+    left: list[Stream] = []
+    stream = Stream(Channel("venue", None), None)
+    hub: Any = SimpleNamespace(leave=left.append, comment=lambda: b": \nid: 1-1\n\n")
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, str]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with asyncio.timeout(SECONDS):
+        await api.Events(hub, stream)._follow({}, receive, send)  # type: ignore[arg-type]
+    assert [each["type"] for each in sent] == ["http.response.start", *["http.response.body"] * (len(sent) - 1)]
+    assert {each["body"] for each in sent[1:-1]} == {b": \nid: 1-1\n\n"}
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert left == [stream]
+
+
+async def test_an_unknown_resource_hears_nothing(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 9)
+    venue = await venue_of(client, slot_id)
+    async with page(client, venue=venue) as whole, page(client, venue=venue, resource_id=uuid4()) as nothing:
+        await book(client, slot_id)
+        await whole.sees(slot_id, available=8)
+        assert nothing.events == []
