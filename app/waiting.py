@@ -10,6 +10,7 @@ transaction has freed are offered so: what was free before may be held in Redis,
 """
 
 import hmac
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
@@ -56,6 +57,8 @@ MOST_DAYS_AHEAD = 366
 MAX_TRIES = 3
 #: Ended, and looked at, in one go.
 BATCH = 500
+#: How long the lines of days are looked at, one after the other, in one go: a full day of many people takes a while.
+DAYS_SECONDS = 0.5
 
 _COLUMNS = (
     "w.id, v.slug AS venue, w.slot_id, w.service_id, w.day, w.resource_id, w.quantity, w.status, w.customer_name,"
@@ -394,8 +397,28 @@ async def look_after(engine: Engine) -> int:
         Unavailable: Postgres could not; it is done next time.
     """
     await engine.ledger.repeatable("SELECT expire_waiting(%s)", (BATCH,))
+    made = await _offer_all(engine, await engine.ledger.repeatable("SELECT * FROM find_offers(%s)", (BATCH,)))
+    # In any order, and no more of them than there is time for: every day gets its turn.
+    days = await engine.ledger.repeatable(
+        "SELECT service_id, day FROM (SELECT DISTINCT service_id, day FROM waiting_entries"
+        "  WHERE status = 'waiting' AND service_id IS NOT NULL) AS days ORDER BY random() LIMIT %s",
+        (BATCH,),
+    )
+    enough = time.monotonic() + DAYS_SECONDS
+    for row in days:
+        found = await engine.ledger.repeatable(
+            "SELECT * FROM find_offers_of_day(%s, %s, %s)", (row.service_id, row.day, BATCH)
+        )
+        made += await _offer_all(engine, found)
+        if time.monotonic() > enough:
+            break
+    return made
+
+
+async def _offer_all(engine: Engine, found: Sequence[Row]) -> int:
+    """Make each an offer of the first slot that can be had."""
     served, refused = set[UUID](), set[tuple[UUID, int]]()
-    for row in await engine.ledger.repeatable("SELECT * FROM find_offers(%s)", (BATCH,)):
+    for row in found:
         if row.entry_id in served or (row.slot_id, row.quantity) in refused:
             continue
         if await _offer(engine, row.entry_id, row.slot_id, row.quantity):

@@ -458,6 +458,25 @@ def test_what_redis_alone_knows_to_be_free_is_offered_by_the_worker(with_redis: 
     assert line.take(two)["quantity"] == 2
 
 
+def test_a_hold_that_is_given_up_is_offered_to_who_waits_for_the_day(with_redis: Service, lines: Lines):
+    line = lines(with_redis)
+    service_id = line.service_of()
+    slot = factories.slot(line.operator, line.of, service_id=service_id)
+    hold = factories.hold(line.everyone, slot["id"])
+    entry = line.joined(venue=line.venue, service_id=service_id, day=local_day(slot))
+    line.everyone.delete(f"/v1/holds/{hold['id']}", headers={"Hold-Token": hold["token"]})
+    assert line.statuses(entry) == ["waiting"]
+    settings = from_env(store_environ(with_redis.database_url, with_redis.redis.url))
+
+    async def offered() -> int:
+        async with engine_module.running(settings) as engine:
+            return await waiting.look_after(engine)
+
+    assert asyncio.run(offered()) >= 1
+    assert line.statuses(entry) == ["offered"]
+    line.assert_counts(slot["id"], 1, 1)
+
+
 # -- a service and a day ----------------------------------------------------------------------------------------------
 
 

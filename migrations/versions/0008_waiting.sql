@@ -82,32 +82,26 @@ CREATE TRIGGER waiting_entries_follow_transitions BEFORE UPDATE OF status ON wai
     WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION waiting_entries_follow_transitions();
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Who could have what. Every offer is one of these pairs, at the moment when it is made.
+-- Who could have what. Every offer is of a slot of this view, to somebody who waits for it, at the moment when it is made.
 
--- A day is told twice, so that an index serves both ways: from a slot to those who wait, and from them to their slots.
--- The hour on either side is for the night in which clocks are changed.
-CREATE VIEW waiting_matches AS
-    SELECT pair.entry_id, pair.created_at, pair.quantity, s.id AS slot_id, s.starts_at
-    FROM (
-        SELECT w.id AS entry_id, w.created_at, w.quantity, w.slot_id
-        FROM waiting_entries AS w WHERE w.status = 'waiting' AND w.slot_id IS NOT NULL
-        UNION ALL
-        SELECT w.id, w.created_at, w.quantity, d.id
-        FROM waiting_entries AS w
-        JOIN venues AS v ON v.id = w.venue_id
-        JOIN slots AS d ON d.service_id = w.service_id
-            AND w.day = (d.starts_at AT TIME ZONE v.timezone)::date
-            AND d.starts_at >= (w.day::timestamp AT TIME ZONE v.timezone) - interval '1 hour'
-            AND d.starts_at < ((w.day + 1)::timestamp AT TIME ZONE v.timezone) + interval '1 hour'
-            AND (w.resource_id IS NULL OR w.resource_id = d.resource_id)
-        WHERE w.status = 'waiting' AND w.service_id IS NOT NULL
-    ) AS pair
-    JOIN slots AS s ON s.id = pair.slot_id
-    WHERE s.status = 'open' AND s.available_count >= pair.quantity
+CREATE VIEW slots_to_offer AS
+    SELECT s.* FROM slots AS s
+    WHERE s.status = 'open' AND s.available_count > 0
         -- An offer for less than a minute would only keep the place from others.
         AND least(s.closes_at, s.starts_at) > clock_timestamp() + interval '1 minute'
         AND NOT (s.one_at_a_time AND EXISTS (
             SELECT FROM occupied_elsewhere(s.id, s.resource_no, tstzrange(s.starts_at, s.occupied_until))));
+
+CREATE FUNCTION who_waits_for(this_slot uuid) RETURNS TABLE (entry_id uuid, created_at timestamptz, quantity integer)
+LANGUAGE sql STABLE AS $$
+    SELECT w.id, w.created_at, w.quantity FROM waiting_entries AS w
+    WHERE w.status = 'waiting' AND w.slot_id = this_slot
+    UNION ALL
+    SELECT w.id, w.created_at, w.quantity
+    FROM slots AS s JOIN venues AS v ON v.id = s.venue_id
+    JOIN waiting_entries AS w ON w.service_id = s.service_id AND w.day = (s.starts_at AT TIME ZONE v.timezone)::date
+    WHERE s.id = this_slot AND w.status = 'waiting' AND (w.resource_id IS NULL OR w.resource_id = s.resource_id)
+$$;
 
 -- Keep places of a slot, whose row the caller has locked as well as the entry's, for whoever waits. False: at this moment
 -- the person or place is taken for another slot, and it is not worth the failure of what frees the place to wait for that.
@@ -152,14 +146,19 @@ BEGIN
             SELECT o.id FROM slots AS s JOIN slots AS o ON o.resource_id = s.resource_id AND o.id <> s.id
                 AND o.starts_at >= s.starts_at AND o.starts_at < s.occupied_until AND o.occupied_until <= s.occupied_until
             WHERE s.id = this_slot AND s.one_at_a_time AND s.available_count = s.capacity
-                AND EXISTS (SELECT FROM waiting_matches AS m WHERE m.slot_id = o.id)
+                AND EXISTS (SELECT FROM who_waits_for(o.id))
             ORDER BY o.id FOR NO KEY UPDATE OF o SKIP LOCKED);
     END IF;
     LOOP
-        SELECT m.entry_id, m.slot_id, m.quantity INTO found_pair FROM waiting_matches AS m
-        WHERE m.slot_id = ANY (candidates) AND m.entry_id <> ALL (passed)
-            AND (m.slot_id <> this_slot OR m.quantity <= places)
-        ORDER BY m.created_at, m.entry_id, m.slot_id <> this_slot, m.starts_at, m.slot_id LIMIT 1;
+        WITH free AS MATERIALIZED (
+            SELECT s.id, s.starts_at, CASE s.id WHEN this_slot THEN least(places, s.available_count)
+                ELSE s.available_count END AS places
+            FROM slots_to_offer AS s WHERE s.id = ANY (candidates)
+        )
+        SELECT w.entry_id, f.id AS slot_id, w.quantity INTO found_pair
+        FROM free AS f CROSS JOIN LATERAL who_waits_for(f.id) AS w
+        WHERE w.quantity <= f.places AND w.entry_id <> ALL (passed)
+        ORDER BY w.created_at, w.entry_id, f.id <> this_slot, f.starts_at, f.id LIMIT 1;
         EXIT WHEN NOT FOUND;
         PERFORM FROM waiting_entries AS w WHERE w.id = found_pair.entry_id AND w.status = 'waiting' FOR UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
@@ -424,7 +423,9 @@ BEGIN
         word := 'offered';
     ELSE
         PERFORM FROM waiting_entries WHERE id = this_entry AND status = 'waiting' FOR UPDATE SKIP LOCKED;
-        IF FOUND AND EXISTS (SELECT FROM waiting_matches AS m WHERE m.entry_id = this_entry AND m.slot_id = this_slot) THEN
+        IF FOUND AND EXISTS (SELECT FROM slots_to_offer AS s CROSS JOIN LATERAL who_waits_for(s.id) AS w
+            WHERE s.id = this_slot AND w.entry_id = this_entry AND w.quantity <= s.available_count)
+        THEN
             IF make_offer(this_entry, this_slot, new_hold) THEN
                 word := 'offered';
             END IF;
@@ -435,13 +436,35 @@ BEGIN
         FROM slots AS s WHERE s.id = this_slot;
 END $$;
 
--- Who could have what at this moment, the first in line first.
+-- Who could have which slot at this moment, the first in line first: of all lines of slots, or of those of a service and
+-- a day. (Their slots are looked at once for all who wait: in a salon without free time that is most of the work.)
 CREATE FUNCTION find_offers(most integer) RETURNS TABLE (entry_id uuid, slot_id uuid, quantity integer) LANGUAGE sql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off
 AS $$
-    SELECT m.entry_id, m.slot_id, m.quantity FROM waiting_matches AS m
-    ORDER BY m.created_at, m.entry_id, m.starts_at, m.slot_id LIMIT most
+    SELECT w.id, s.id, w.quantity FROM waiting_entries AS w JOIN slots_to_offer AS s ON s.id = w.slot_id
+    WHERE w.status = 'waiting' AND w.slot_id IS NOT NULL AND w.quantity <= s.available_count
+    ORDER BY w.created_at, w.id LIMIT most
+$$;
+CREATE FUNCTION find_offers_of_day(this_service uuid, this_day date, most integer)
+RETURNS TABLE (entry_id uuid, slot_id uuid, quantity integer) LANGUAGE sql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off
+AS $$
+    WITH free AS MATERIALIZED (
+        SELECT s.id, s.starts_at, s.resource_id, s.available_count
+        FROM services AS o JOIN venues AS v ON v.id = o.venue_id
+        JOIN slots_to_offer AS s ON s.service_id = o.id
+            -- Told twice: for the index, and, an hour closer, for the night in which clocks are changed.
+            AND s.starts_at >= (this_day::timestamp AT TIME ZONE v.timezone) - interval '1 hour'
+            AND s.starts_at < ((this_day + 1)::timestamp AT TIME ZONE v.timezone) + interval '1 hour'
+            AND (s.starts_at AT TIME ZONE v.timezone)::date = this_day
+        WHERE o.id = this_service
+    )
+    SELECT w.id, f.id, w.quantity FROM waiting_entries AS w CROSS JOIN free AS f
+    WHERE w.status = 'waiting' AND w.service_id = this_service AND w.day = this_day
+        AND w.quantity <= f.available_count AND (w.resource_id IS NULL OR w.resource_id = f.resource_id)
+    ORDER BY w.created_at, w.id, f.starts_at, f.id LIMIT most
 $$;
 
 -- End what nothing can be offered to any more; returns how many that were.
