@@ -18,7 +18,7 @@
 local mirror, holds, parties, settled, active = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local busy, doing = KEYS[6], KEYS[7]
 local hold_id, quantity, ttl, slot_id, fresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local ends, leaving = tonumber(ARGV[6]), ARGV[7]
+local ends, leaving = ARGV[6], ARGV[7]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -52,7 +52,7 @@ end
 
 -- One thing at a time: other slots that are held or booked meanwhile are in the way. They do not overlap each other, so
 -- those that end after this one begins are looked at in that order, until one begins when this one has ended.
-local seen, lapse, doubtful = 0, 0, {'stale'}
+local seen, lapse, doubtful = 0, 0, busy and {'stale'}
 while busy do
   local other = redis.call('ZRANGEBYSCORE', busy, '(' .. counts[5], '+inf', 'LIMIT', seen, 1)[1]
   if not other then break end
@@ -61,7 +61,7 @@ while busy do
   if told == 0 and till <= now then -- nobody is there any more
     redis.call('ZREM', busy, other)
     redis.call('HDEL', doing, other)
-  elseif from >= ends then
+  elseif from >= tonumber(ends) or seen == 20 then -- so many are enough to refuse
     break
   else
     seen = seen + 1
@@ -72,7 +72,7 @@ while busy do
   end
 end
 if lapse > 0 then return {'occupied', now, lapse, tonumber(counts[8] or 0)} end
-if #doubtful > 1 then return doubtful end
+if busy and #doubtful > 1 then return doubtful end
 
 expires = now + ttl
 redis.call('ZADD', holds, expires, hold_id)

@@ -20,7 +20,7 @@ local capacity, booked, version, open, starts, forget = ARGV[3], ARGV[4], tonumb
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local counts = redis.call('HMGET', mirror, 'ver', 'booked', 'twice', 'seen', 'ends')
+local counts = redis.call('HMGET', mirror, 'ver', 'booked', 'twice')
 local known, twice, mine = tonumber(counts[1] or -1), tonumber(counts[3] or 0), 0
 if redis.call('ZREM', holds, hold_id) == 1 then
   mine = tonumber(string.match(redis.call('HGET', parties, hold_id) or '0', '^%d+'))
@@ -33,9 +33,9 @@ if remember > 0 then
   redis.call('PEXPIRE', settled, remember)
 end
 if known < 0 then return {'older'} end -- an unknown slot is loaded whole by sync, which counts its holds
-ends = ends or tonumber(counts[5])
+ends = ends or busy and tonumber(redis.call('HGET', mirror, 'ends'))
 if busy and ends then -- its neighbours see at once that it is booked now, not held
-  local is_booked, told = counts[2], counts[4]
+  local is_booked, told = counts[2], redis.call('HGET', mirror, 'seen')
   if version > known then is_booked, told = booked, string.format('%.0f', now) end
   local last = redis.call('ZRANGE', holds, -1, -1, 'WITHSCORES')[2] or 0
   redis.call('ZADD', busy, ends, slot_id)

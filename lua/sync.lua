@@ -20,7 +20,7 @@ local repair, slot_id, ends = ARGV[7] == '1', ARGV[8], tonumber(ARGV[9])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local counts = redis.call('HMGET', mirror, 'ver', 'booked', 'twice', 'ends')
+local counts = redis.call('HMGET', mirror, 'ver', 'booked', 'twice')
 local known, more = tonumber(counts[1] or -1), tonumber(booked) - tonumber(counts[2] or 0)
 if version < known and not repair then return {'older'} end
 if known < 0 and busy and not ends then return {'unknown'} end
@@ -43,7 +43,7 @@ redis.call('HSET', mirror, 'cap', capacity, 'booked', booked, 'ver', version, 'o
   'forget', forget, 'seen', now)
 redis.call('PEXPIREAT', mirror, forget)
 
-ends = ends or tonumber(counts[4])
+ends = ends or busy and tonumber(redis.call('HGET', mirror, 'ends'))
 if busy and ends then
   local last = redis.call('ZRANGE', holds, -1, -1, 'WITHSCORES')[2] or '0'
   redis.call('HSET', mirror, 'ends', ends)

@@ -658,7 +658,11 @@ FLAWS = {
     "overlooks holds that outlived the mirror": ("sync", "held = held + tonumber", "held = 0 * tonumber"),
     "lets a person do two things at once": ("hold", "while busy do", "while false do"),
     "does not tell the neighbours of a hold": ("hold", "redis.call('ZADD', busy, ends, slot_id)", ""),
-    "takes what begins when it ends for what overlaps": ("hold", "elseif from >= ends then", "elseif from > ends then"),
+    "takes what begins when it ends for what overlaps": (
+        "hold",
+        "elseif from >= tonumber(ends)",
+        "elseif from > tonumber(ends)",
+    ),
     "takes what ends when it begins for what overlaps": ("hold", "'(' .. counts[5], '+inf'", "counts[5], '+inf'"),
     "is stopped by what lapsed": ("hold", "told == 0 and till <= now", "told == 0 and till < now"),
     "believes an old booking for ever": ("hold", "if told > 0 and now - told <= fresh", "if told > 0"),

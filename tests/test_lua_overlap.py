@@ -484,5 +484,14 @@ async def test_a_hold_looks_at_what_overlaps_and_at_nothing_else(redis7: str) ->
     assert looked == {"cmdstat_hget": 1, "cmdstat_zrangebyscore": 2}
 
 
+async def test_of_very_many_in_the_way_some_are_enough_to_refuse(holds: ClockedHolds) -> None:
+    *short, long = await person(holds, *((number, 1) for number in range(60)), (0, 60))
+    for number, facts in enumerate(short):
+        await hold(holds, facts, ttl_ms=TTL + number)
+    assert await ask(holds, long) == held(holds, holds.now_ms + TTL + 19)
+    holds.tick(TTL + 50)  # most have lapsed: they are passed by, however many there are
+    assert await ask(holds, long) == held(holds, holds.now_ms + 9)
+
+
 async def _commands(client: Client) -> dict[str, int]:
     return {name: stats["calls"] for name, stats in (await client.info("commandstats")).items()}
