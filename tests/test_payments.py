@@ -312,6 +312,20 @@ async def test_a_refund_ends_its_booking_where_it_has_moved_to(till):
     assert (room.booked, room.available) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("hours", "refund"), [((2, 72), "waived"), ((48, 72), "due")], ids=["too late to cancel", "in time"]
+)
+async def test_moving_a_booking_does_not_win_its_money_back(till, hours, refund):
+    paid_for, moved_to = till.slots(*hours, refund_hours=24)
+    started = await paid(till, paid_for)
+    await till.receive(*till.told(started.session_id))
+    await reschedule(till.engine, started.booking.id, started.manage_token, Wish(moved_to), caller=CUSTOMER)
+    await till.cancel(started.booking.id, CUSTOMER)
+    assert till.statuses(paid_for)[1] == [("paid", refund)]
+    if refund == "due":
+        assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+
+
 # -- orders of an older system ----------------------------------------------------------------------------------------
 
 

@@ -631,6 +631,7 @@ DECLARE
     slot      record;
     booking   record;
     pay       payments;
+    notice    interval;
     in_time   boolean;
 BEGIN
     -- Slot, payment, booking, as everywhere: the trigger will want the slot's row.
@@ -663,8 +664,12 @@ BEGIN
     ELSIF word = 'cancelled' AND pay.status = 'mismatched' AND pay.refund_status = 'none' THEN
         PERFORM owe_refund(pay, 'cancelled before an operator had decided');  -- nothing was ever confirmed for it
     ELSIF word = 'cancelled' AND pay.status = 'paid' AND pay.refund_status = 'none' THEN
-        in_time := clock_timestamp() <= slot.starts_at - (
-            SELECT v.refund_hours FROM venues AS v WHERE v.id = pay.venue_id) * interval '1 hour';
+        notice := (SELECT v.refund_hours FROM venues AS v WHERE v.id = pay.venue_id) * interval '1 hour';
+        -- Who moves too late to cancel does not get the money back by cancelling the new time.
+        in_time := clock_timestamp() <= slot.starts_at - notice AND NOT EXISTS (
+            SELECT FROM events AS e JOIN slots AS s ON s.id = e.slot_id
+            WHERE e.booking_id = this_booking AND e.type = 'booking.moved_away' AND e.actor = 'customer'
+                AND e.at > s.starts_at - notice);
         IF by_actor <> 'customer' OR in_time THEN
             PERFORM owe_refund(pay, CASE by_actor WHEN 'customer' THEN 'cancelled by the customer'
                 ELSE 'cancelled by the venue' END);
