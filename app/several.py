@@ -268,18 +268,29 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
     ttl_ms = 1000 * min(claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds for claim in claims)
     try:
         taken = await asyncio.gather(*(_taken(engine, claim, ttl_ms) for claim in claims))
+        reused = (
+            key is not None
+            and all(isinstance(each, Hold) for each in taken)
+            and not await _claim_key(engine, claims, key)
+        )
     except RedisAway:
         await _give_back(engine, claims)
         return await _hold_rows(engine, claims, ttl_ms, caller)
     holds = [each for each in taken if isinstance(each, Hold)]
     refused = [each for each in taken if isinstance(each, Refused)]
-    problem = next((each for each in taken if isinstance(each, Problem)), None)
+    problem = next((each for each in taken if isinstance(each, Problem)), IdempotencyKeyReused() if reused else None)
     if refused or problem:
         new = {each.id for each in holds if not each.replayed}
         await _give_back(engine, [claim for claim in claims if claim.id in new])
         raise problem or await _unavailable(engine, claims, refused)
     outcomes("hold_several", "replayed" if all(each.replayed for each in holds) else "held").inc()
     return [(each, booking.hold_token(engine, each)) for each in holds]
+
+
+async def _claim_key(engine: Engine, claims: Sequence[Claim], key: str) -> bool:
+    """Bind the key to all that was asked, as a single hold does; False when it was used for something else."""
+    asked = ",".join(sorted(f"{claim.facts.id}:{claim.quantity}" for claim in claims))
+    return await engine.holds.claim_key(id_from_key("hold", claims[0].facts.venue_id, key), asked)
 
 
 async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | Problem:

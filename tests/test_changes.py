@@ -381,6 +381,22 @@ async def test_a_refused_hold_of_several_gives_back_what_it_took(service: Servic
         assert_slot_holds(service, free, 1, 0)
 
 
+async def test_the_key_of_several_holds_is_for_those_alone(with_redis: Service) -> None:
+    async with with_redis.client() as client:
+        one, two, other = await make_slots(with_redis, client, 1, 1, 1)
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        items = {"items": [{"slot_id": one}, {"slot_id": two}]}
+        first, again = [await client.post("/v1/holds", json=items, headers=key) for _ in range(2)]
+        assert (first.status_code, again.status_code, again.headers["idempotency-replayed"]) == (201, 201, "true")
+        assert [hold["id"] for hold in again.json()["data"]] == [hold["id"] for hold in first.json()["data"]]
+        for body in ({"items": [{"slot_id": one}, {"slot_id": other}]}, {"items": [{"slot_id": one}]}):
+            reused = await client.post("/v1/holds", json=body, headers=key)
+            assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
+        assert mirrored(with_redis, one) == (1, 0, 1)
+        free = await client.post("/v1/holds", json={"slot_id": other})
+        assert free.status_code == 201, free.text
+
+
 async def test_mixed_crowds_end_exactly(service: Service) -> None:
     """Orders, single bookings, swaps and cancellations at once: what is promised is what is stored."""
     async with service.client() as client:
