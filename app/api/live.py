@@ -18,17 +18,16 @@ from app.api.docs import problems
 from app.api.strict import ApiRequest, query
 from app.live import Hub, Stream
 
-#: A stream ends after about so long, and its client comes back to whatever process has room: after a deployment, or
-#: when a process was added, the streams spread by themselves, and none that was forgotten stays for ever.
-LIFE_SECONDS = 25.0
-LIFE_JITTER_SECONDS = 10.0
-#: Proxies hang up on what is silent for long.
-QUIET_SECONDS = 15.0
+#: A stream ends after about so long, and its client comes back to whatever process accepts it: after a deployment, or
+#: when a process was added, the streams spread by themselves, and none that was forgotten stays for ever. No sooner: to
+#: come back costs as much as thirty events.
+LIFE_SECONDS = 50.0
+LIFE_JITTER_SECONDS = 20.0
 
 _EVENTS = (
     "`text/event-stream`. `event: slot`: its data is the slot, as `GET /v1/slots/{slot_id}` shows it. `event: reset`: "
     "more changed than is known here, load the page's slots anew. `event: degraded`: there are no live updates for a "
-    "while, poll `GET /v1/slots` and try again. A stream ends after half a minute; resume it with `Last-Event-ID`."
+    "while, poll `GET /v1/slots` and try again. A stream ends after about a minute; resume it with `Last-Event-ID`."
 )
 _STREAM = ResponseSpec(bytes, generate_examples=False, media_type="text/event-stream", description=_EVENTS)
 
@@ -80,7 +79,7 @@ class Events(Answer):
         try:
             async with asyncio.timeout(life) as patience:
                 self._stream.cut = lambda: patience.reschedule(0)
-                while (data := await self._next()) is not None:
+                while (data := await self._stream.next()) is not None:
                     writing = True  # it may be long: a client that reads slowly holds us up here
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                     writing = False
@@ -94,13 +93,6 @@ class Events(Answer):
     def _headers(self) -> list[tuple[bytes, bytes]]:
         told = {**SAFE_HEADERS, "Content-Type": "text/event-stream", **self.headers}
         return [(name.lower().encode(), value.encode()) for name, value in told.items()]
-
-    async def _next(self) -> bytes | None:
-        try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                return await self._stream.next()
-        except TimeoutError:
-            return self._hub.comment()
 
 
 async def _until_gone(receive: Receive, stream: Stream) -> None:

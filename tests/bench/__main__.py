@@ -16,7 +16,7 @@ from rich.console import Console
 
 from app.cli.demo import stoppable
 from app.embedded import EmbeddedError
-from tests.bench import million, report
+from tests.bench import live, million, report
 from tests.bench.judge import verdicts
 from tests.bench.load import LoadFailed, find_driver
 from tests.bench.measure import Bench, Plan, sell_out
@@ -28,8 +28,8 @@ from tests.bench.stack import BenchFailed, serving, stores, versions
 WIDTH = 136
 #: Between two lines of progress where there is no terminal.
 TELL_SECONDS = 5.0
-#: The name, for --only, of the part that is no row.
-MILLION = "million"
+#: The names, for --only, of the parts that are no rows.
+MILLION, LIVE = "million", "live"
 #: Rounds and seconds of each, by default and with --quick.
 DEFAULT, QUICK = (5, 2), (2, 1)
 
@@ -55,7 +55,8 @@ def main(
 ) -> None:
     """Measure, print tables, and leave the same as JSON.
 
-    With `million` among the rows of --only, or without --only, also beside a million slots and holds.
+    With `live` or `million` among the rows of --only, or without --only, also with hundreds of live streams, and beside
+    a million slots and holds.
     """
     console = Console()
     console.width = max(console.width, WIDTH)
@@ -64,7 +65,7 @@ def main(
     if without_million and MILLION in names:
         raise click.UsageError(f"--without-million and --only {MILLION} contradict each other")
     try:
-        groups = chosen(names - {MILLION}) if names != {MILLION} else []
+        groups = chosen(names - {MILLION, LIVE}) if not names or names - {MILLION, LIVE} else []
         counts = _numbers(workers)
         plan = Plan(rounds or default[0], seconds or default[1], driver or find_driver())
         report.make_room(path)
@@ -76,7 +77,8 @@ def main(
     with_million = MILLION in names or not (names or without_million)
     try:
         with stoppable(), _telling(console) as tell:
-            _run(groups, counts, plan, with_million=with_million, tell=tell, result=result)
+            with_live = LIVE in names or not names
+            _run(groups, counts, plan, with_live=with_live, with_million=with_million, tell=tell, result=result)
     except (BenchFailed, LoadFailed, EmbeddedError, KeyboardInterrupt) as error:
         result.unfinished = str(error) or "interrupted"  # what was finished is shown all the same
     report.show(console, result)
@@ -98,12 +100,16 @@ def _run(
     counts: Sequence[int],
     plan: Plan,
     *,
+    with_live: bool,
     with_million: bool,
     tell: Callable[[str], None],
     result: report.Report,
 ) -> None:
-    for count in counts:
+    for count in counts if groups else ():
         _measure(groups, count, plan, tell, result)
+    for count in counts if with_live else ():
+        with _scratch() as home:
+            live.measure(home, count, plan, tell, result)
     if with_million:
         with _scratch() as home:
             million.measure(home, plan, tell, result)

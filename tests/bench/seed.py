@@ -33,10 +33,11 @@ class Seeder:
         self._url, self._directory = database_url, directory
         directory.mkdir(parents=True, exist_ok=True)
         self.venue = new_id()
+        self.slug = f"bench-{self.venue.hex[-12:]}"
         with self._connect() as connection:
             connection.execute(
                 "INSERT INTO venues (id, slug, name, timezone) VALUES (%s, %s, 'Bench', 'Europe/Berlin')",
-                (self.venue, f"bench-{self.venue.hex[-12:]}"),
+                (self.venue, self.slug),
             )
 
     def slots(self, name: str, count: int, capacity: int, *, per_resource: int = 100, textbook: bool = False) -> Slots:
