@@ -406,6 +406,8 @@ async def take_hold(
     facts = await engine.mirror.facts(slot_id)
     ttl_ms = 1000 * (facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds)
     claim = Claim(facts, id_from_key("hold", facts.venue_id, key) if key else new_id(), quantity, None)
+    if too_late(facts, caller):
+        raise await _not_open(engine, claim, "past")
     try:
         hold = await _take_in_redis(engine, claim, ttl_ms, key)
     except RedisAway:
@@ -417,6 +419,11 @@ async def take_hold(
             raise
     outcomes("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
     return hold, hold_token(engine, hold)
+
+
+def too_late(facts: SlotFacts, caller: Caller) -> bool:
+    """Tell whether a customer would hold what the commit refuses: a slot so near that only the venue may book it."""
+    return caller.actor == "customer" and facts.closes_at is not None and facts.closes_at <= datetime.now(UTC)
 
 
 async def _give_back_late(engine: Engine, claim: Claim) -> None:

@@ -34,6 +34,8 @@ class SlotFacts(msgspec.Struct, frozen=True):
     hold_max_seconds: int
     #: When its person or place is free for another slot; None: an event, whose slots do not exclude each other.
     occupied_until: datetime | None = None
+    #: From then on it is too late for customers; None: until it starts.
+    closes_at: datetime | None = None
 
     def excludes(self, other: "SlotFacts") -> bool:
         """Tell whether one person or place could not do both."""

@@ -572,6 +572,7 @@ class Ledger:
             "       (SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
             "          AND starts_at < %(at)s AND starts_at > now() ORDER BY starts_at DESC, id LIMIT %(limit)s)) AS n"
             " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
+            " WHERE n.closes_at IS NULL OR n.closes_at > now()"
             " ORDER BY abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id LIMIT %(limit)s",
             {"resource": facts.resource_id, "slot": facts.id, "at": facts.starts_at, "limit": limit},
         )
@@ -787,7 +788,7 @@ def _jsonb(requests: Sequence[CommitRequest]) -> str:
 def _facts(row: Row) -> SlotFacts:
     return SlotFacts(
         row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
-        row.hold_ttl_seconds, row.hold_max_seconds, _occupied_until(row),
+        row.hold_ttl_seconds, row.hold_max_seconds, _occupied_until(row), row.closes_at,
     )  # fmt: skip
 
 

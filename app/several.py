@@ -265,6 +265,9 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
         As `book`.
     """
     claims = await _claims(engine, items, "hold", key)
+    late = [claim for claim in claims if booking.too_late(claim.facts, caller)]
+    if late:
+        raise await _unavailable(engine, claims, [Refused(c.facts.id, "past", c.quantity, 0) for c in late])
     ttl_ms = 1000 * min(claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds for claim in claims)
     try:
         taken = await asyncio.gather(*(_taken(engine, claim, ttl_ms) for claim in claims))

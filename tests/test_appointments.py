@@ -9,7 +9,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.service import Service, all_at_once, assert_slot_holds, eventually
+from tests.service import CUSTOMER, Service, all_at_once, assert_slot_holds, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -235,6 +235,23 @@ async def test_postgres_away_is_unavailable_in_this_form(service: Service) -> No
     async with service.client() as client:
         assert (await client.post(salon.path, json=salon.body())).status_code == 201
     eventually(lambda: bool(httpx.get(f"{service.url}/readyz").status_code == 200), "the service to be ready")
+
+
+async def test_within_the_notice_customers_hold_nothing_and_are_offered_none_of_it(service: Service) -> None:
+    salon = make_salon(service)
+    near, other = salon.slots[salon.staff[0], salon.starts[0]], salon.slots[salon.staff[0], salon.starts[1]]
+    service.query("UPDATE slots SET closes_at = now() - interval '1 second' WHERE id = %s RETURNING 1", near)
+    async with service.client() as client:
+        for body in ({"slot_id": near}, {"items": [{"slot_id": near}, {"slot_id": other}]}):
+            refused = await client.post("/v1/holds", json=body)
+            assert (refused.status_code, refused.json()["reason"]) == (409, "past")
+            assert near not in [slot["id"] for slot in refused.json()["alternatives"]]
+        by_venue = await client.post("/v1/holds", json={"slot_id": near}, headers=service.operator)
+        assert by_venue.status_code == 201, by_venue.text
+        taken = await client.post("/v1/bookings", json={"slot_id": other, "customer": CUSTOMER})
+        again = await client.post("/v1/bookings", json={"slot_id": other, "customer": CUSTOMER})
+        assert (taken.status_code, again.status_code) == (201, 409)
+        assert near not in [slot["id"] for slot in again.json()["alternatives"]]
 
 
 async def test_within_the_notice_only_the_venue_books(service: Service) -> None:
