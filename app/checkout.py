@@ -214,7 +214,7 @@ def _session_params(
                     "currency": (offer.price_currency or "").lower(),
                     "unit_amount": offer.price_amount,
                     "product_data": {
-                        "name": f"{offer.resource_name}, {begins:%a %d %b %Y, %H:%M}",
+                        "name": f"{offer.what}, {begins:%a %d %b %Y, %H:%M}",
                         "description": offer.venue_name,
                     },
                 },

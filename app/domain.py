@@ -107,6 +107,11 @@ class Slot(msgspec.Struct, frozen=True):
     #: As in `SlotFacts`.
     occupied_until: datetime | None = None
 
+    @property
+    def what(self) -> str:
+        """What people call it: a haircut with Anna, or the city walk."""
+        return f"{self.service_name} · {self.resource_name}" if self.service_name else self.resource_name
+
 
 class Alternatives(list[tuple[Slot, Room]]):
     """Slots with room for a party instead of the one that it was refused.

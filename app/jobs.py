@@ -53,8 +53,10 @@ MAX_TRIES = 80
 RECONCILE_SECONDS = 300.0
 #: How often the slots of those schedules are made whose time has come.
 KEEP_AHEAD_SECONDS = 5.0
-#: How often webhooks that were delivered long ago are forgotten.
+#: How often webhooks that were delivered long ago are forgotten, …
 FORGET_SECONDS = 3600.0
+#: … and how long jobs that failed for good are kept.
+FAILED_HOURS = 7 * 24
 #: How often the waiting list is looked after: how long those wait whom no commit could offer anything.
 WAITING_SECONDS = 3.0
 #: What may be worth another try. Anything else fails the job at once, and a person must look.
@@ -162,7 +164,13 @@ def _following(event: Row, engine: Engine) -> Sequence[tuple[str, str | None, di
     kind = notices.kind_of(event.type, event.data)
     if kind is not None and event.booking_id is not None and engine.settings.smtp_url is not None:
         booking_id = str(event.booking_id)
-        followers.append(("send_mail", f"mail:{booking_id}", {"kind": kind, "booking_id": booking_id}))
+        followers.append(
+            (
+                "send_mail",
+                f"mail:{booking_id}",
+                {"kind": kind, "booking_id": booking_id, "version": event.data.get("version")},
+            )
+        )
     return followers
 
 
@@ -193,7 +201,7 @@ def queue(engine: Engine) -> procrastinate.App:
     task("refund_payment", lambda payment_id: _or_later(checkout.refund(engine, payment_id)))
     task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
     task("tell_mirror", lambda slot_id: tell_mirror(engine, UUID(slot_id)))
-    task("send_mail", lambda kind, booking_id: notices.send(engine, kind, booking_id))
+    task("send_mail", lambda kind, booking_id, version=None: notices.send(engine, kind, booking_id, version))
     return found
 
 
@@ -279,7 +287,11 @@ async def _keep_ahead(engine: Engine, _: procrastinate.App) -> None:
     await schedules.keep_ahead(engine)
 
 
-async def _forget(engine: Engine, _: procrastinate.App) -> None:
+async def _forget(engine: Engine, waiting_jobs: procrastinate.App) -> None:
+    # Failed jobs are kept for a person to look at, but what Stripe refuses for good would add one a minute.
+    await waiting_jobs.job_manager.delete_old_jobs(
+        FAILED_HOURS, include_failed=True, include_cancelled=True, include_aborted=True
+    )
     forgotten = deliveries.FORGET_BATCH
     while forgotten == deliveries.FORGET_BATCH:  # in pieces that a statement's time is enough for
         forgotten = await deliveries.forget_delivered(engine.ledger)

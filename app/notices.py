@@ -33,8 +33,10 @@ def kind_of(event_type: str, data: dict[str, Any]) -> Kind | None:
     return None
 
 
-async def send(engine: Engine, kind: Kind, booking_id: str) -> str:
+async def send(engine: Engine, kind: Kind, booking_id: str, version: int | None = None) -> str:
     """Send one e-mail about a booking to its customer; returns what became of it.
+
+    `version`: of the booking that it is about; not sent when the booking has moved on since, of which another tells.
 
     Raises:
         MailServerAway, Unavailable: to be tried again.
@@ -42,6 +44,8 @@ async def send(engine: Engine, kind: Kind, booking_id: str) -> str:
     smtp_url = engine.settings.smtp_url
     tell = _offer_notice if kind == "place_free" else _notice
     notice = await tell(engine, kind, UUID(booking_id))
+    if notice is not None and version is not None and notice.sequence != version - 1:
+        return "overtaken"
     if smtp_url is None or notice is None:
         return "nothing to send"
     try:
@@ -66,7 +70,7 @@ async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None
         kind=kind,
         booking_id=booking_id,
         venue=NoticeVenue(offer.venue, offer.venue_name, offer.timezone),
-        resource_name=offer.resource_name,
+        resource_name=offer.what,
         starts_at=offer.starts_at,
         ends_at=offer.ends_at,
         quantity=booking.quantity,
@@ -90,7 +94,7 @@ async def _offer_notice(engine: Engine, kind: Kind, hold_id: UUID) -> Notice | N
         kind=kind,
         booking_id=hold_id,
         venue=NoticeVenue(offer.venue, offer.venue_name, offer.timezone),
-        resource_name=offer.resource_name,
+        resource_name=offer.what,
         starts_at=offer.starts_at,
         ends_at=offer.ends_at,
         quantity=entry.quantity,

@@ -44,12 +44,19 @@ class Offer(msgspec.Struct, frozen=True):
     venue_name: str
     timezone: str
     resource_name: str
+    #: null: the resource itself is sold
+    service_name: str | None
     starts_at: datetime
     ends_at: datetime
     price_amount: int | None
     price_currency: str | None
     #: Where a customer may be sent after paying; None: any https page.
     return_origins: list[str] | None
+
+    @property
+    def what(self) -> str:
+        """What people call it: a haircut with Anna, or the city walk."""
+        return f"{self.service_name} · {self.resource_name}" if self.service_name else self.resource_name
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -76,9 +83,10 @@ class Payments:
     async def offer(self, slot_id: UUID) -> Offer | None:
         rows = await self._ledger.repeatable(
             "SELECT s.id AS slot_id, s.venue_id, v.slug AS venue, v.name AS venue_name, v.timezone,"
-            " r.name AS resource_name, s.starts_at, s.ends_at, s.price_amount, s.price_currency, v.return_origins"
+            " r.name AS resource_name, n.name AS service_name, s.starts_at, s.ends_at, s.price_amount,"
+            " s.price_currency, v.return_origins"
             " FROM slots AS s JOIN venues AS v ON v.id = s.venue_id JOIN resources AS r ON r.id = s.resource_id"
-            " WHERE s.id = %s",
+            " LEFT JOIN services AS n ON n.id = s.service_id WHERE s.id = %s",
             (slot_id,),
         )
         return Offer(**rows[0]._asdict()) if rows else None

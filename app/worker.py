@@ -63,7 +63,8 @@ async def _until(stop: asyncio.Event, running: Engine, waiting: procrastinate.Ap
             shutdown_graceful_timeout=GRACE_SECONDS,
             update_heartbeat_interval=jobs.HEARTBEAT_SECONDS,
             stalled_worker_timeout=jobs.STALLED_SECONDS,
-            fetch_job_polling_interval=2.0,
+            # Jobs are told of by NOTIFY, but not those that waited for another of the same booking to end.
+            fetch_job_polling_interval=jobs.TURN_SECONDS,
         )
     )
     stopping = asyncio.create_task(stop.wait())

@@ -271,6 +271,24 @@ def test_workers_killed_again_and_again_do_everything_once(shop):
 # -- workers side by side, and their stop -----------------------------------------------------------------------------
 
 
+def test_a_booking_that_moved_on_meanwhile_gets_one_letter_of_it(shop):
+    slot_id = shop.slot(5, price=None)
+    booking = shop.checked_out(slot_id)["booking"]  # it costs nothing, and is confirmed
+    for quantity in (2, 3):
+        answer = httpx.post(
+            f"{shop.service.url}/v1/bookings/{booking['id']}/reschedule",
+            json={"slot_id": slot_id, "quantity": quantity},
+            headers={"Manage-Token": booking["manage_token"]},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+    with shop.with_worker():
+        shop.letters(booking["id"], 2)
+        eventually(lambda: shop.jobs() == [], "all jobs to be done", seconds=30)
+    subjects = [letter.partition("Subject: ")[2].split(":")[0] for letter in shop.letters(booking["id"], 2)]
+    assert sorted(subjects) == ["Changed", "Confirmed"]
+
+
 def test_two_workers_do_each_job_once(shop):
     slot_id = shop.slot(20)
     started = [shop.checked_out(slot_id) for _ in range(20)]

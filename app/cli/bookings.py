@@ -143,11 +143,11 @@ def _name(booking: "Booking") -> str:
 
 
 def _what(slot: "Slot") -> str:
-    return f"{slot.resource_name}, {local(slot.starts_at, slot.timezone)}"
+    return f"{slot.what}, {local(slot.starts_at, slot.timezone)}"
 
 
 def _short(slot: "Slot") -> str:
-    return f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
+    return f"{slot.what}\n{local_short(slot.starts_at, slot.timezone)}"
 
 
 def _print_one(shown: Shown, payment: "Payment | None", *, as_json: bool) -> None:

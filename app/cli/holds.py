@@ -125,12 +125,12 @@ def release(hold_id: UUID, yes: bool, as_json: bool) -> None:
 
     async def change(engine: "Engine") -> None:
         hold, slot = await find_hold(engine, hold_id)
-        confirm(f"Release {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}?", yes)
+        confirm(f"Release {number(hold.quantity, 'place')} of {slot.what}, {_when(slot)}?", yes)
         await operator_release_hold(engine, hold_id, caller=operator())
         if as_json:
             emit({**describe(hold, slot), "status": "released"})
         else:
-            print(f"Released {number(hold.quantity, 'place')} of {slot.resource_name}, {_when(slot)}")
+            print(f"Released {number(hold.quantity, 'place')} of {slot.what}, {_when(slot)}")
 
     with_engine(change)
 
@@ -200,7 +200,7 @@ def store_of(hold: "Hold") -> str:
 
 def _row(hold: "Hold", slot: "Slot") -> tuple[str, ...]:
     left = span(hold.expires_at - hold.now)
-    what = f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
+    what = f"{slot.what}\n{local_short(slot.starts_at, slot.timezone)}"
     return str(hold.id), what, str(hold.quantity), left, store_of(hold)
 
 
@@ -213,7 +213,7 @@ def _print_one(hold: "Hold", slot: "Slot", as_json: bool) -> None:
     out().print(
         facts(
             ("Hold", str(hold.id)),
-            ("Slot", f"{slot.resource_name}, {_when(slot)}, venue {slot.venue}"),
+            ("Slot", f"{slot.what}, {_when(slot)}, venue {slot.venue}"),
             ("", str(slot.id)),
             ("Places", str(hold.quantity)),
             ("Held for", ago(hold.since, hold.now)),

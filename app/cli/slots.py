@@ -168,6 +168,7 @@ def describe(slot: "Slot", room: "Room") -> dict[str, Any]:
         "id": slot.id,
         "venue": slot.venue,
         "resource": {"id": slot.resource_id, "name": slot.resource_name},
+        "service": {"id": slot.service_id, "name": slot.service_name} if slot.service_id else None,
         "starts_at": slot.starts_at,
         "ends_at": slot.ends_at,
         "timezone": slot.timezone,
@@ -191,7 +192,8 @@ def _status(slot: "Slot", available: int, *, may_free: bool) -> str:
 
 
 def _what(slot: dict[str, Any]) -> str:
-    return f"{slot['resource']['name']}\n{local_short(slot['starts_at'], slot['timezone'])}"
+    service = f"{slot['service']['name']} · " if slot["service"] else ""
+    return f"{service}{slot['resource']['name']}\n{local_short(slot['starts_at'], slot['timezone'])}"
 
 
 def _print_one(slot: dict[str, Any], as_json: bool) -> None:

@@ -51,7 +51,7 @@ def _tell(change: str, shown: Shown, jsonl: bool) -> None:
         return
     left = f", {span(hold.expires_at - hold.now)} left" if change in ("held", "extended") else ""
     when = local(slot.starts_at, slot.timezone)
-    print(f"{at:%H:%M:%S} {change:<8} {hold.id} {hold.quantity} of {slot.resource_name} {when}{left}", flush=True)
+    print(f"{at:%H:%M:%S} {change:<8} {hold.id} {hold.quantity} of {slot.what} {when}{left}", flush=True)
 
 
 async def _ending(engine: "Engine", shown: Shown) -> str:
@@ -94,7 +94,7 @@ def _picture(shown: list[Shown], passed: timedelta, *, away: bool) -> "Renderabl
         full = round(share * BAR_WIDTH)
         colour = "green" if share > 0.5 else "yellow" if share > 0.2 else "red"
         bar = Text.assemble((span(left), "bold"), "\n", ("━" * full, colour), ("━" * (BAR_WIDTH - full), "dim"))
-        what = f"{slot.resource_name}\n{local_short(slot.starts_at, slot.timezone)}"
+        what = f"{slot.what}\n{local_short(slot.starts_at, slot.timezone)}"
         store = "" if store_of(hold) == "redis" else "\npostgres"
         rows.add_row(str(hold.id), what, f"{hold.quantity}{store}", bar)
     places = sum(hold.quantity for hold, _ in shown)

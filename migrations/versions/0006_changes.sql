@@ -101,7 +101,8 @@ BEGIN
         WHERE id = this_booking;
         INSERT INTO events (type, actor, request_id, venue_id, slot_id, booking_id, data)
         SELECT moved.type, by_actor, by_request, booking.venue_id, moved.slot_id, this_booking, jsonb_build_object(
-            'quantity', moved.quantity, 'from_slot_id', old_slot, 'to_slot_id', new_slot)
+            'quantity', moved.quantity, 'from_slot_id', old_slot, 'to_slot_id', new_slot,
+            'version', booking.version + 1)
         FROM (VALUES ('booking.moved_away', old_slot, booking.quantity), ('booking.rescheduled', new_slot, places))
             AS moved (type, slot_id, quantity)
         WHERE moved.type = 'booking.rescheduled' OR new_slot <> old_slot;
