@@ -439,3 +439,39 @@ async def test_mixed_crowds_end_exactly(service: Service) -> None:
             if service.redis is not None:
                 [(taken,)] = service.query("SELECT capacity - available_count FROM slots WHERE id = %s", slot)
                 eventually(lambda: mirrored(service, slot) == (3, taken, 0), "the mirror to agree")  # noqa: B023
+
+
+OVERLAPS = """
+    SELECT count(*) FROM slots AS a JOIN slots AS b ON b.resource_id = a.resource_id AND b.id > a.id
+        AND tstzrange(a.starts_at, a.occupied_until) && tstzrange(b.starts_at, b.occupied_until)
+    WHERE a.id = ANY (%s::uuid[]) AND EXISTS (SELECT FROM bookings AS x WHERE x.slot_id = a.id AND x.status = ANY (%s))
+        AND EXISTS (SELECT FROM bookings AS y WHERE y.slot_id = b.id AND y.status = ANY (%s))
+"""
+
+
+async def test_a_mixed_crowd_for_one_person_never_overlaps(service: Service) -> None:
+    """Bookings, holds, orders, swaps and a cancellation for times half an hour apart that take an hour each."""
+    live = ["held", "pending_payment", "confirmed"]
+    async with service.client() as client:
+        slots = await make_slots(service, client, *[1] * 8, kind="person", hours_apart=0.5)
+        first, last = await booked(client, slots[0]), await booked(client, slots[-1])
+        swap = {"headers": {"Manage-Token": first["manage_token"]}}
+        requests = [client.build_request("POST", "/v1/bookings", json=booking_body(slot)) for slot in slots]
+        requests += [client.build_request("POST", "/v1/holds", json={"slot_id": slot}) for slot in slots[2:5]]
+        requests += [
+            client.build_request("POST", "/v1/bookings", json=several((slots[2], 1), (slots[4], 1))),
+            client.build_request("POST", "/v1/bookings", json=several((slots[3], 1), (slots[5], 1))),
+            client.build_request("POST", f"/v1/bookings/{first['id']}/reschedule", json={"slot_id": slots[1]}, **swap),
+            client.build_request(
+                "POST", f"/v1/bookings/{last['id']}/cancel", headers={"Manage-Token": last["manage_token"]}
+            ),
+        ]
+        answers = await all_at_once(client, requests)
+        assert {answer.status_code for answer in answers} <= {200, 201, 409, 503}
+        assert service.query(OVERLAPS, slots, live, live) == [(0,)]
+        for slot in slots:
+            [(taken,)] = service.query("SELECT capacity - available_count FROM slots WHERE id = %s", slot)
+            rows = "SELECT coalesce(sum(quantity), 0) FROM bookings WHERE slot_id = %s AND status = ANY (%s)"
+            assert service.query(rows, slot, live) == [(taken,)]
+            if service.redis is not None:
+                eventually(lambda: (mirrored(service, slot) or (1, 0, 0))[:2] == (1, taken), "the mirror to agree")  # noqa: B023
