@@ -611,9 +611,7 @@ calendar_feeds = sa.Table(
         unique=True,
         postgresql_where=sa.text("resource_id IS NULL AND removed_at IS NULL"),
     ),
-    sa.Index(
-        "calendar_feeds_by_venue", "venue_id", "created_at", "id", postgresql_where=sa.text("removed_at IS NULL")
-    ),
+    sa.Index("calendar_feeds_by_venue", "venue_id", "created_at", "id", postgresql_where=sa.text("removed_at IS NULL")),
 )
 
 _IS_WAITING = "status = 'waiting'"
@@ -704,9 +702,7 @@ waiting_entries = sa.Table(
         postgresql_where=sa.text(f"{_IS_WAITING} AND service_id IS NOT NULL"),
     ),
     sa.Index("waiting_entries_due", "wanted_until", postgresql_where=sa.text(_IS_WAITING)),
-    sa.Index(
-        "waiting_entries_one_per_hold", "hold_id", unique=True, postgresql_where=sa.text("hold_id IS NOT NULL")
-    ),
+    sa.Index("waiting_entries_one_per_hold", "hold_id", unique=True, postgresql_where=sa.text("hold_id IS NOT NULL")),
     sa.Index("waiting_entries_by_venue", "venue_id", "created_at", "id"),
     sa.Index("waiting_entries_by_time", "created_at", "id"),
 )
