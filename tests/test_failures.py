@@ -431,7 +431,7 @@ async def test_a_lost_reply_of_the_hold_script_leaves_one_hold_and_one_booking(p
             slot_id = await make_slot(service, client, 2)
             assert (await book(client, slot_id)).status_code == 201
             assert_slot_holds(service, slot_id, 2, 1)
-            to_redis.arm("cut_after", slot_id.encode())
+            to_redis.arm("cut_after", f"{slot_id}:mirror".encode())
             answer = await book(client, slot_id)
             assert answer.status_code == 201, answer.text
             assert to_redis.hits == 1
@@ -443,7 +443,7 @@ async def test_a_lost_reply_of_a_customers_hold_takes_its_places_once(postgres, 
         async with service.client() as client:
             slot_id = await make_slot(service, client, 3)
             await hold(client, slot_id)
-            to_redis.arm("cut_after", slot_id.encode())
+            to_redis.arm("cut_after", f"{slot_id}:mirror".encode())
             held = await hold(client, slot_id, 2)
             assert to_redis.hits == 1
             assert mirrored(service, slot_id) == (3, 0, 3)
@@ -457,7 +457,7 @@ async def test_a_hold_that_redis_took_too_late_does_not_count_twice(postgres, re
             slot_id = await make_slot(service, client, 2)
             assert (await book(client, slot_id)).status_code == 201
             assert_slot_holds(service, slot_id, 2, 1)
-            to_redis.arm("delay", slot_id.encode(), times=1, delay=0.4)
+            to_redis.arm("delay", f"{slot_id}:mirror".encode(), times=1, delay=0.4)
             held = await hold(client, slot_id)
             assert held["degraded"] is True  # 150 ms were over, so Postgres keeps it
             await asyncio.sleep(0.6)  # not for luck: the delayed script has run by then

@@ -588,7 +588,7 @@ async def test_a_pipeline_whose_reply_is_lost_is_asked_again_and_holds_everybody
     slots = await inside.slots(10, 3)
     asked = [party(slot_id) for slot_id in [slots[0]] * 15 + [slots[1]] * 5]
     inside.pipelines.clear()
-    inside.to_redis.arm(cut, slots[0].encode())
+    inside.to_redis.arm(cut, f"{slots[0]}:mirror".encode())  # a script, not the live feed, which names slots too
     answers = await inside.book(asked)
     assert inside.to_redis.hits == 1
     assert [call.script for call in inside.pipelines[0]] == ["hold"] * 20
