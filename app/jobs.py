@@ -254,6 +254,7 @@ async def repairing(engine: Engine, waiting: procrastinate.App) -> None:
         _look_after_waiting: WAITING_SECONDS,
         _keep_ahead: KEEP_AHEAD_SECONDS,
         _forget: FORGET_SECONDS,
+        _forget_failed: FORGET_SECONDS,
         _reconcile: RECONCILE_SECONDS,
     }
     due = dict.fromkeys(every, 0.0) | {_reconcile: started + RECONCILE_SECONDS}
@@ -287,11 +288,14 @@ async def _keep_ahead(engine: Engine, _: procrastinate.App) -> None:
     await schedules.keep_ahead(engine)
 
 
-async def _forget(engine: Engine, waiting_jobs: procrastinate.App) -> None:
+async def _forget_failed(_: Engine, waiting_jobs: procrastinate.App) -> None:
     # Failed jobs are kept for a person to look at, but what Stripe refuses for good would add one a minute.
     await waiting_jobs.job_manager.delete_old_jobs(
         FAILED_HOURS, include_failed=True, include_cancelled=True, include_aborted=True
     )
+
+
+async def _forget(engine: Engine, _: procrastinate.App) -> None:
     forgotten = deliveries.FORGET_BATCH
     while forgotten == deliveries.FORGET_BATCH:  # in pieces that a statement's time is enough for
         forgotten = await deliveries.forget_delivered(engine.ledger)
