@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 _GRANT = struct.Struct(">16s16sIQ")  # hold id, slot id, quantity, expiry in Unix ms
+_SESSION = struct.Struct(">Q8s")  # its end in Unix seconds, and what makes two of one second differ
 _SIGNATURE_BYTES = 16  # 128 bits: beyond guessing, and the token stays short enough for a header
 _MAX_TOKEN_LENGTH = 128
 
@@ -67,6 +68,29 @@ def manage_token(secrets: tuple[str, ...], booking_id: UUID) -> str:
 
 def waiting_token(secret: str, entry_id: UUID) -> str:
     return base64.urlsafe_b64encode(_mac(secret, b"waiting", entry_id.bytes)[:24]).decode()
+
+
+def sign_session(secrets: tuple[str, ...], operator_key: str, ends_at: int) -> str:
+    """Sign that somebody showed the operator key; good until `ends_at` (Unix seconds), or until the key is another."""
+    payload = _SESSION.pack(ends_at, os.urandom(8))
+    return base64.urlsafe_b64encode(payload + _session_mac(secrets[0], operator_key, payload)).decode()
+
+
+def read_session(secrets: tuple[str, ...], operator_key: str, token: str) -> int:
+    """Return when a session ends, in Unix seconds: long ago when it is not ours."""
+    try:
+        raw = base64.b64decode(token[:_MAX_TOKEN_LENGTH].encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        return 0
+    payload, signature = raw[: _SESSION.size], raw[_SESSION.size :]
+    if not any(hmac.compare_digest(signature, _session_mac(s, operator_key, payload)) for s in secrets):
+        return 0
+    ends_at: int = _SESSION.unpack(payload)[0]
+    return ends_at
+
+
+def _session_mac(secret: str, operator_key: str, payload: bytes) -> bytes:
+    return _mac(secret, b"session", hashlib.sha256(operator_key.encode()).digest() + payload)
 
 
 def token_hash(token: str) -> bytes:

@@ -57,6 +57,7 @@ ALLOWED = {
 ALLOWED_OF_PACKAGES = {
     "calendars": {"calendars", "domain", "errors", "ledger", "mail", "tokens"},
     "webhooks": {"errors", "ledger", "tokens", "webhooks"},
+    "pages": {"pages"},
 }
 TOP = {"main", "api", "cli"}
 

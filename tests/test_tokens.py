@@ -4,7 +4,17 @@ from uuid import UUID
 
 import pytest
 
-from app.tokens import HoldGrant, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash
+from app.tokens import (
+    HoldGrant,
+    id_from_key,
+    manage_token,
+    new_id,
+    read_hold,
+    read_session,
+    sign_hold,
+    sign_session,
+    token_hash,
+)
 
 SECRETS = ("a" * 32,)
 GRANT = HoldGrant(new_id(), new_id(), 3, 1_800_000_000_123)
@@ -62,3 +72,14 @@ def test_a_key_names_one_id_per_route_and_venue():
     ids = {id_from_key(scope, v, key) for scope in ("book", "hold") for v in (venue, other) for key in ("k", "l")}
     assert len(ids) == 8
     assert id_from_key("book", venue, "k") == id_from_key("book", venue, "k")
+
+
+def test_a_session_ends_with_the_operator_key_and_with_the_secret() -> None:
+    secrets, key = ("s" * 32, "t" * 32), "operator-key-0001"
+    token = sign_session(secrets, key, 2_000_000_000)
+    assert read_session(secrets, key, token) == 2_000_000_000
+    assert read_session(secrets[::-1], key, token) == 2_000_000_000  # while secrets are rotated
+    assert read_session(secrets, "operator-key-0002", token) == 0
+    assert read_session(("u" * 32,), key, token) == 0
+    assert read_session(secrets, key, token[:-4] + "AAA=") == 0
+    assert read_session(secrets, key, "") == 0

@@ -10,10 +10,13 @@ from app.api import (
     calendars,
     live,
     machines,
+    operator_pages,
     operators,
+    pages,
     payments,
     problems,
     public,
+    session,
     timetable,
     waiting,
     webhooks,
@@ -41,6 +44,7 @@ def _allowing(path: str, methods: str) -> HTTPRouteHandler:
 _HANDLERS = [
     *public.ROUTES, *appointments.ROUTES, *payments.ROUTES, *operators.ROUTES, *timetable.ROUTES,
     *webhooks.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *live.ROUTES, *machines.ROUTES, problems.describe,
+    *session.ROUTES, *pages.ROUTES, *operator_pages.ROUTES,
 ]  # fmt: skip
 #: Litestar adds its own answer to a path that has none yet: ours come first.
 ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -5,9 +5,9 @@ name the field and never repeat what was sent.
 """
 
 import hashlib
-import hmac
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from types import UnionType
@@ -20,6 +20,7 @@ from litestar.datastructures import State
 from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 
+from app.api import who
 from app.booking import Caller
 from app.catalogue import Catalogue, Keyed
 from app.engine import Engine
@@ -67,20 +68,19 @@ class ApiRequest(litestar.Request[Any, Any, State]):
 
     @property
     def is_operator(self) -> bool:
-        """True with the operator key, False without any.
+        """True with the operator key or a session, False without any.
 
         Raises:
             Unauthorized: another key.
         """
-        if "authorization" not in self.headers:
-            return False
-        operator_only(self, self.route_handler)
-        return True
+        if "authorization" in self.headers:
+            operator_only(self, self.route_handler)
+        return who.is_operator(self.engine.settings, self.headers)
 
     @property
     def caller(self) -> Caller:
         """Name who asks, for the audit log."""
-        return caller(self.engine, self.headers.get("authorization", ""))
+        return caller(self.engine, self.headers)
 
     async def json(self) -> Any:
         self._refuse_other_media()
@@ -112,24 +112,13 @@ async def exact_path(request: litestar.Request[Any, Any, Any]) -> None:
 
 def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Let only operators pass: the guard of their routes, before the body is looked at."""
-    if not _has_operator_key(connection):
+    if not who.is_operator(connection.app.state.engine.settings, connection.headers):
         raise Unauthorized
 
 
-def caller(engine: Engine, authorization: str) -> Caller:
+def caller(engine: Engine, headers: Mapping[str, str]) -> Caller:
     """Name who asks, for the audit log. Another's Authorization header, a proxy's say, makes no operator."""
-    return Caller("operator" if _is_operator_key(engine, authorization) else "customer", request_id())
-
-
-def _has_operator_key(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
-    return _is_operator_key(connection.app.state.engine, connection.headers.get("authorization", ""))
-
-
-def _is_operator_key(engine: Engine, authorization: str) -> bool:
-    scheme, _, given = authorization.partition(" ")
-    # Both sides as bytes: compare_digest takes no text beyond ASCII, and a header may hold anything.
-    same = hmac.compare_digest(given.strip().encode(), engine.settings.operator_key.encode())
-    return same and scheme.lower() == "bearer"
+    return Caller("operator" if who.is_operator(engine.settings, headers) else "customer", request_id())
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""Who asks: an operator, by the key or by a session that the key began; or anybody.
+
+A session is a cookie on our own pages. It is no key: it is signed, ends by itself and with the operator key, and no
+script can read it. It counts only beside a header that our own pages add and that another origin's page cannot add
+without being asked by CORS first: SameSite alone would let a neighbouring subdomain's page act.
+"""
+
+import hmac
+import time
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+
+from app.settings import Settings
+from app.tokens import read_session
+
+COOKIE = "holdfast_session"
+#: What our pages send with each call; its value says nothing.
+PAGE_HEADER = "holdfast-page"
+
+
+def is_operator(settings: Settings, headers: Mapping[str, str]) -> bool:
+    """Tell whether a call may do what operators may."""
+    if "authorization" in headers:  # then that is what the caller means to be judged by
+        scheme, _, given = headers["authorization"].partition(" ")
+        return scheme.lower() == "bearer" and is_key(settings, given.strip())
+    return PAGE_HEADER in headers and is_signed_in(settings, headers)
+
+
+def is_key(settings: Settings, given: str) -> bool:
+    # Both sides as bytes: compare_digest takes no text beyond ASCII, and a header may hold anything.
+    return hmac.compare_digest(given.encode(), settings.operator_key.encode())
+
+
+def is_signed_in(settings: Settings, headers: Mapping[str, str]) -> bool:
+    """Tell whether a session's cookie came along, whoever made the browser send it: enough to show a page."""
+    try:
+        morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return False
+    return morsel is not None and read_session(settings.secrets, settings.operator_key, morsel.value) > time.time()

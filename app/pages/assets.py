@@ -1,0 +1,62 @@
+"""Static files: read once, compressed once, and named so that a browser may keep them for ever.
+
+All files share one digest, which stands before their names: `/static/<digest>/calendar/calendar.js`. So a module finds
+its neighbours by relative imports, and after a deployment everything is fetched anew, together.
+"""
+
+import gzip
+import hashlib
+import mimetypes
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+_STATIC = Path(__file__).parent / "static"
+#: As browsers insist: a module of any other type is not run.
+_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+#: A smaller answer fits one packet as it is.
+_WORTH_COMPRESSING = 1_000
+
+
+class Asset(msgspec.Struct, frozen=True):
+    """A file as it is sent; `gzipped` None where that would not make it smaller."""
+
+    media_type: str
+    body: bytes
+    gzipped: bytes | None
+    etag: str
+
+
+@cache
+def all_assets() -> dict[str, Asset]:
+    """Read every static file, by its path below `static/`, as it was when the process first asked."""
+    files = sorted(path for path in _STATIC.rglob("*") if path.is_file())
+    return {path.relative_to(_STATIC).as_posix(): _read(path) for path in files}
+
+
+@cache
+def digest() -> str:
+    """Name this state of all static files."""
+    together = hashlib.sha256()
+    for path, asset in all_assets().items():
+        together.update(f"{path}\0{asset.etag}\0".encode())
+    return together.hexdigest()[:12]
+
+
+def url(path: str) -> str:
+    """Address a static file, for good.
+
+    Raises:
+        KeyError: there is none, a mistake in a template.
+    """
+    all_assets()[path]
+    return f"/static/{digest()}/{path}"
+
+
+def _read(path: Path) -> Asset:
+    body = path.read_bytes()
+    media_type = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    small = gzip.compress(body, mtime=0) if len(body) > _WORTH_COMPRESSING else body
+    etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+    return Asset(media_type, body, small if len(small) < len(body) else None, etag)

@@ -1,0 +1,1 @@
+// <holdfast-booking venue="…">: registered when this module is loaded.
