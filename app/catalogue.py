@@ -72,6 +72,8 @@ class NewVenue(msgspec.Struct, frozen=True, kw_only=True):
     refund_hours: int = 0
     waiting_offer_minutes: int = 15
     return_origins: list[str] | None = None
+    origins: list[str] = []
+    holds_per_client: int | None = None
 
 
 class NewResource(msgspec.Struct, frozen=True, kw_only=True):
@@ -782,7 +784,7 @@ def _new_slot_row(new: NewSlot, owner: Row, buffers: Mapping[UUID, timedelta]) -
 def _venue(row: Row, of_venues: Mapping[UUID, list[Resource]], offered: Mapping[UUID, list[Service]]) -> Venue:
     return Venue(
         row.id, row.slug, row.name, row.timezone, row.payment, row.hold_ttl_seconds, row.hold_max_seconds,
-        row.refund_hours, row.waiting_offer_minutes, row.return_origins,
+        row.refund_hours, row.waiting_offer_minutes, row.return_origins, row.origins, row.holds_per_client,
         row.created_at, of_venues.get(row.id, []), offered.get(row.id, []),
     )  # fmt: skip
 

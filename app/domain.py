@@ -280,6 +280,10 @@ class Venue(msgspec.Struct, frozen=True):
     waiting_offer_minutes: int
     #: Where a customer may be sent after paying; null: any https page.
     return_origins: list[str] | None
+    #: Whose pages may use it from a browser and show its pages in a frame; `*`: anybody's. Ours always may.
+    origins: list[str]
+    #: So many places of it one client may hold at once; null: the service's default, 0: any number.
+    holds_per_client: int | None
     created_at: datetime
     resources: list[Resource]
     #: those that are offered

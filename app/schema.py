@@ -44,6 +44,8 @@ venues = sa.Table(
     sa.Column("refund_hours", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("return_origins", ARRAY(sa.Text)),
     sa.Column("waiting_offer_minutes", sa.Integer, nullable=False, server_default=sa.text("15")),
+    sa.Column("origins", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'::text[]")),
+    sa.Column("holds_per_client", sa.Integer),
     sa.PrimaryKeyConstraint("id", name="venues_pkey"),
     sa.UniqueConstraint("slug", name="venues_slug_unique"),
     sa.CheckConstraint("slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'", name="venues_slug_form"),
@@ -55,6 +57,8 @@ venues = sa.Table(
     sa.CheckConstraint("refund_hours BETWEEN 0 AND 8760", name="venues_refund_hours_range"),
     sa.CheckConstraint("cardinality(return_origins) <= 20", name="venues_return_origins_few"),
     sa.CheckConstraint("waiting_offer_minutes BETWEEN 1 AND 1440", name="venues_waiting_offer_range"),
+    sa.CheckConstraint("cardinality(origins) <= 20", name="venues_origins_few"),
+    sa.CheckConstraint("holds_per_client BETWEEN 0 AND 100000", name="venues_holds_per_client_range"),
 )
 
 resources = sa.Table(
@@ -705,4 +709,16 @@ waiting_entries = sa.Table(
     sa.Index("waiting_entries_one_per_hold", "hold_id", unique=True, postgresql_where=sa.text("hold_id IS NOT NULL")),
     sa.Index("waiting_entries_by_venue", "venue_id", "created_at", "id"),
     sa.Index("waiting_entries_by_time", "created_at", "id"),
+)
+
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("places", sa.Integer, nullable=False),
+    _at("expires_at"),
+    sa.PrimaryKeyConstraint("client", "id", name="claims_pkey"),
+    sa.CheckConstraint("places BETWEEN 1 AND 100000", name="claims_places_range"),
+    sa.Index("claims_lapsed", "expires_at"),
 )

@@ -68,7 +68,8 @@ def test_a_venue_is_made_read_listed_and_changed(operator: httpx.Client, everyon
     assert answer.headers["location"] == f"/v1/venues/{slug}"
     assert made == {
         "id": made["id"], "slug": slug, "name": "Boats", "timezone": "Europe/Berlin", "payment": "on_site",
-        "hold_ttl_seconds": None, "hold_max_seconds": 1800, "refund_hours": 0, "return_origins": None,
+        "hold_ttl_seconds": None, "hold_max_seconds": 1800, "refund_hours": 0, "return_origins": None, "origins": [],
+        "holds_per_client": None,
         "waiting_offer_minutes": 15, "resources": [], "services": [],
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from litestar.params import FromPath
 
 from app.api.answers import Answer, matches
 from app.api.strict import ApiRequest
+from app.domain import Venue
 from app.errors import NotFound
 from app.pages import assets, render
 from app.telemetry import Send
@@ -34,6 +35,11 @@ def page(template: str, *, status: int = 200, framed_by: str = "'none'", **value
         "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=()",
     }
     return Answer(status, render.html(template, **values), HTML, headers)
+
+
+def framed_by(venue: Venue) -> str:
+    """Tell who may show a venue's pages in a frame: our own pages, and those of its origins."""
+    return " ".join(["'self'", *venue.origins])
 
 
 @route("/static/{digest:str}/{path:path}", http_method=[HttpMethod.GET, HttpMethod.HEAD], include_in_schema=False)

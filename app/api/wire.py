@@ -29,6 +29,7 @@ from app.webhooks import deliveries, endpoints, target
 #: The database holds slots to the same.
 MAX_SLOT_LENGTH = timedelta(days=31)
 MAX_SLOTS_AT_ONCE = 1_000
+MAX_PORT = 65_535
 #: Slots that one request may hold or book together.
 MAX_ITEMS = 20
 
@@ -42,9 +43,22 @@ OfferMinutes = Annotated[
     int, Meta(ge=1, le=1_440, description="so long a place that became free is kept for whoever waited for it")
 ]
 _ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
+_HOST_NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
 Origin = Annotated[str, Meta(max_length=300, pattern=whole(_ORIGIN))]
 Origins = Annotated[
     list[Origin], Meta(max_length=20, description="where a customer may be sent after paying; null: any https page")
+]
+#: What browsers send as Origin: in lower case, without a port that the scheme implies.
+Embedder = Annotated[str, Meta(max_length=300, pattern=whole(rf"(\*|https?://{_HOST_NAME}(:[1-9][0-9]{{0,4}})?)"))]
+Embedders = Annotated[
+    list[Embedder],
+    Meta(
+        max_length=20,
+        description="whose pages may use the venue from a browser and show its pages in a frame; `*`: anybody's",
+    ),
+]
+HoldsPerClient = Annotated[
+    int, Meta(ge=0, le=100_000, description="places that one client may hold at once; 0: any number")
 ]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
@@ -193,6 +207,15 @@ def _require_zone(zone: str | UnsetType) -> None:
         raise ValueError("timezone must be an IANA time zone, such as Europe/Berlin")
 
 
+def _require_as_sent(origins: list[str] | UnsetType) -> None:
+    """Let only origins pass that a browser would send: another way of writing one would silently match nothing."""
+    for origin in () if origins is UNSET else origins:
+        scheme, _, place = origin.partition("://")
+        port = place.partition(":")[2]
+        if port and (int(port) > MAX_PORT or port == {"http": "80", "https": "443"}[scheme]):
+            raise ValueError("origins must have a port below 65536, and none where the scheme says it")
+
+
 class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     slug: Slug
     name: Text200
@@ -205,9 +228,13 @@ class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     refund_hours: RefundHours = 0
     waiting_offer_minutes: OfferMinutes = 15
     return_origins: Origins | None = None
+    origins: Embedders = []
+    #: null: the service's default
+    holds_per_client: HoldsPerClient | None = None
 
     def __post_init__(self) -> None:
         _require_zone(self.timezone)
+        _require_as_sent(self.origins)
 
     def to_new(self) -> NewVenue:
         return NewVenue(**msgspec.structs.asdict(self))
@@ -222,9 +249,12 @@ class VenueChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     refund_hours: RefundHours | UnsetType = UNSET
     waiting_offer_minutes: OfferMinutes | UnsetType = UNSET
     return_origins: Origins | UnsetType | None = UNSET
+    origins: Embedders | UnsetType = UNSET
+    holds_per_client: HoldsPerClient | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         _require_zone(self.timezone)
+        _require_as_sent(self.origins)
 
 
 class ResourceWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -501,6 +531,8 @@ class Venue(msgspec.Struct, frozen=True, kw_only=True):
     refund_hours: int
     waiting_offer_minutes: int
     return_origins: list[str] | None
+    origins: list[str]
+    holds_per_client: int | None
     resources: list[Resource]
     services: list[Service]
 
@@ -834,6 +866,8 @@ def venue(known: domain.Venue) -> Venue:
         refund_hours=known.refund_hours,
         waiting_offer_minutes=known.waiting_offer_minutes,
         return_origins=known.return_origins,
+        origins=known.origins,
+        holds_per_client=known.holds_per_client,
         resources=[resource(each) for each in known.resources],
         services=[service(each) for each in known.services],
     )

@@ -80,7 +80,8 @@ def seed(database_url: str) -> Seeded:
     """Make the demo venue, or top it up to the horizon; returns a slot of it that can be booked."""
     with psycopg.connect(database_url, connect_timeout=5) as connection:
         connection.execute(
-            "INSERT INTO venues (id, slug, name, timezone) VALUES (%s, %s, 'Holdfast demo', %s) ON CONFLICT DO NOTHING",
+            "INSERT INTO venues (id, slug, name, timezone, origins) VALUES (%s, %s, 'Holdfast demo', %s, '{*}')"
+            " ON CONFLICT DO NOTHING",
             (_id("venue"), SLUG, ZONE.key),
         )
         [venue_id] = _one(connection, "SELECT id FROM venues WHERE slug = %s", (SLUG,))
