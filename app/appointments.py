@@ -78,7 +78,8 @@ class Appointments:
         found = await self._found.get(found_id, lambda: _look_up(self._engine.ledger, asked))
         if found.slot_id is None:
             raise _never(found)
-        request = BookingRequest(slot_id=found.slot_id, customer=asked.customer, key=asked.key)
+        # What else is free of the service, which `booking` does not know, is looked up here.
+        request = BookingRequest(slot_id=found.slot_id, customer=asked.customer, key=asked.key, offers=False)
         try:
             made, token = await booking.book(self._engine, request, caller=caller)
         except SlotUnavailable as refusal:

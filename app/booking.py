@@ -25,7 +25,18 @@ from uuid import UUID
 
 import msgspec
 
-from app.domain import Booking, BookingStatus, Counts, Customer, Hold, Room, Slot, SlotFacts, UnavailableReason
+from app.domain import (
+    Alternatives,
+    Booking,
+    BookingStatus,
+    Counts,
+    Customer,
+    Hold,
+    Room,
+    Slot,
+    SlotFacts,
+    UnavailableReason,
+)
 from app.engine import Engine
 from app.errors import (
     AlreadyResolved,
@@ -82,6 +93,8 @@ class BookingRequest(msgspec.Struct, frozen=True, kw_only=True):
     booking_id: UUID | None = None
     #: What else was asked, so that the same key is not used for two things.
     asked: tuple[Any, ...] = ("book",)
+    #: Whether a refusal looks for other slots: not where the caller offers some of its own choice.
+    offers: bool = True
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -92,6 +105,8 @@ class Claim(msgspec.Struct, frozen=True):
     quantity: int
     #: Of the customer's own hold; None when the booking takes its places itself.
     grant: HoldGrant | None
+    #: Whether a refusal looks for other slots.
+    offers: bool = True
 
 
 # -- booking ----------------------------------------------------------------------------------------------------------
@@ -137,11 +152,12 @@ async def _claim(engine: Engine, request: BookingRequest) -> Claim:
         grant = read_hold(engine.settings.secrets, request.hold_token)
         if grant is None:
             raise HoldNotFound
-        return Claim(await engine.mirror.facts(grant.slot_id), grant.hold_id, grant.quantity, grant)
+        return Claim(await engine.mirror.facts(grant.slot_id), grant.hold_id, grant.quantity, grant, request.offers)
     if request.slot_id is None:
         raise InvalidRequest("slot_id", "Give a slot_id or a hold_token")
     facts = await engine.mirror.facts(request.slot_id)
-    return Claim(facts, request.booking_id or id_of(request, facts.venue_id), request.quantity, None)
+    booking_id = request.booking_id or id_of(request, facts.venue_id)
+    return Claim(facts, booking_id, request.quantity, None, request.offers)
 
 
 def id_of(request: BookingRequest, venue_id: UUID) -> UUID:
@@ -348,7 +364,7 @@ async def _refusal(engine: Engine, claim: Claim, outcome: Outcome) -> Problem:
         case "full" | "occupied":
             why = "held" if outcome.may_free_at else "booked"
             available = outcome.available_after if outcome.word == "full" else 0
-            alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+            alternatives = await _alternatives(engine, claim)
             return SlotUnavailable(why, claim.quantity, available, outcome.may_free_at, alternatives)
     raise AssertionError(f"commit_bookings said {outcome.word!r}")
 
@@ -357,7 +373,7 @@ async def _unavailable(engine: Engine, claim: Claim, refused: Full | Occupied) -
     if isinstance(refused, Full) and claim.quantity > refused.capacity:
         return too_many(refused.capacity)
     reason, available, may_free_at = why_unavailable(claim.quantity, refused)
-    alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+    alternatives = await _alternatives(engine, claim)
     return SlotUnavailable(reason, claim.quantity, available, may_free_at, alternatives)
 
 
@@ -372,8 +388,12 @@ def why_unavailable(quantity: int, refused: Full | Occupied) -> tuple[Unavailabl
 
 
 async def _not_open(engine: Engine, claim: Claim, reason: str) -> Problem:
-    alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
+    alternatives = await _alternatives(engine, claim)
     return SlotUnavailable(reason, claim.quantity, 0, None, alternatives)
+
+
+async def _alternatives(engine: Engine, claim: Claim) -> Alternatives:
+    return await engine.mirror.alternatives(claim.facts, claim.quantity) if claim.offers else Alternatives()
 
 
 def too_many(capacity: int) -> InvalidRequest:

@@ -15,6 +15,7 @@ from app.api.direct import Direct
 from tests import factories
 from tests.factories import booking_body
 from tests.service import CUSTOMER, Service
+from tests.test_appointments import Salon, make_salon
 
 JSON = ("Content-Type", "application/json")
 #: A header that stands there twice means nothing, but is enough to be sent through Litestar.
@@ -35,6 +36,11 @@ def slots(with_redis: Service) -> dict[str, str]:
         free, full = factories.slot(operator, capacity=100), factories.slot(operator, capacity=1)
         factories.booking(customer, full["id"])
     return {"FREE": str(free["id"]), "FULL": str(full["id"]), "NONE": str(uuid.uuid4())}
+
+
+@pytest.fixture(scope="module")
+def salon(with_redis: Service) -> Salon:
+    return make_salon(with_redis)
 
 
 def told(answer: httpx.Response) -> tuple[Any, ...]:
@@ -113,11 +119,50 @@ def test_a_key_is_the_same_whichever_way_it_comes(everyone: httpx.Client, slots:
             assert other.json()["code"] == "idempotency_key_reused"
 
 
+@pytest.mark.parametrize(
+    ("changes", "headers", "status"),
+    [
+        ({}, [JSON], 201),
+        ({}, [JSON], 400),  # the same again: taken
+        ({"startTime": "2020-01-01T10:00:00Z"}, [JSON], 400),
+        ({"startTime": "tomorrow"}, [JSON], 400),
+        ({"staffId": str(uuid.uuid4())}, [JSON], 404),
+        ({"guests": 2}, [JSON], 400),
+        ({}, [], 415),
+        ({}, [JSON, ("Idempotency-Key", "")], 400),
+    ],
+)
+def test_both_ways_book_an_appointment_alike(
+    everyone: httpx.Client, salon: Salon, changes: dict[str, str], headers: list[tuple[str, str]], status: int
+) -> None:
+    usual, unusual = [
+        everyone.post(salon.path, content=json.dumps(salon.body(staff) | changes), headers=headers + more)
+        for staff, more in enumerate(([], TWICE))  # each way with a person of its own, or one could book and one not
+    ]
+    assert usual.status_code == unusual.status_code == status, usual.text
+    assert set(usual.headers) == set(unusual.headers)
+    bodies = usual.json(), unusual.json()
+    if status == 201:
+        assert set(bodies[0]) == set(bodies[1])
+    else:
+        assert bodies[0]["error"] == bodies[1]["error"]
+        assert len(bodies[0].get("alternatives", [])) == len(bodies[1].get("alternatives", []))
+
+
+def test_an_unknown_salon_is_told_alike(everyone: httpx.Client, salon: Salon) -> None:
+    path = salon.path.replace(salon.slug, "nobody-of-this-name")
+    usual = everyone.post(path, json=salon.body())
+    assert usual.status_code == 404
+    assert usual.json() == everyone.post(path, json=salon.body(), headers=TWICE).json()
+
+
 class Behind:
     """What stands where Litestar does, and remembers that it was asked."""
 
     def __init__(self) -> None:
-        self.state = SimpleNamespace(engine=SimpleNamespace(settings=SimpleNamespace(operator_key="k" * 16)))
+        self.state = SimpleNamespace(
+            engine=SimpleNamespace(settings=SimpleNamespace(operator_key="k" * 16)), appointments=None
+        )
         self.asked = False
 
     async def __call__(self, *_: Any) -> None:
@@ -157,13 +202,15 @@ def test_a_usual_request_does_not_go_through_litestar() -> None:
     assert sent(body(), headers=LENGTH) == (False, 400)  # a hold of nothing
     assert sent(body(b"{", more=True), body(b"}"), headers=LENGTH) == (False, 400)
     assert sent(body(), path=b"/v1/bookings", headers=LENGTH | {"host": "shop.example:8000"}) == (False, 400)
+    assert sent(body(), path=b"/api/v1/public/a-salon/book", headers=LENGTH) == (False, 400)
 
 
 @pytest.mark.parametrize(
     "unusual",
     [
         {"method": "GET"}, {"method": "HEAD"},
-        {"path": b"/v1/holds/"}, {"path": b"/v1/%68olds"}, {"path": b"//v1/holds"},
+        {"path": b"/v1/holds/"}, {"path": b"/api/v1/public/A/book"}, {"path": b"/api/v1/public/a/b/book"},
+        {"path": b"/v1/%68olds"}, {"path": b"//v1/holds"},
         {"headers": {}}, {"headers": LENGTH | {"content-length": "0"}}, {"headers": LENGTH | {"content-length": "+2"}},
         {"headers": LENGTH | {"content-length": str(LIMIT + 1)}},
         {"headers": LENGTH | {"transfer-encoding": "chunked"}}, {"headers": LENGTH | {"host": "a b"}},

@@ -18,6 +18,7 @@ from app.api.answers import Answer
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, idempotency_key
 from app.appointments import Appointments, Taken, Wanted
+from app.booking import Caller
 from app.errors import InvalidRequest, Problem
 
 JSON = b"application/json"
@@ -34,13 +35,14 @@ _CODES: Mapping[str, str] = {
 }
 
 
-def _refused(_: Request[Any, Any, Any], problem: Problem) -> Answer:
+def render(_: Request[Any, Any, Any] | None, problem: Problem) -> Answer:
+    """Render a refusal in the words of this route."""
     field = problem.fields["errors"][0]["field"] if isinstance(problem, InvalidRequest) else ""
     code = _CODES.get(problem.code, problem.code.upper())
     return _error(problem.status, code, problem.detail, field=field or UNSET, headers=problem.headers)
 
 
-def _taken(_: Request[Any, Any, Any], taken: Taken) -> Answer:
+def _taken(taken: Taken) -> Answer:
     shown = [
         wire.AppointmentOffer(
             start_time=slot.starts_at, end_time=slot.ends_at, staff_id=slot.resource_id, slot_id=slot.id
@@ -59,7 +61,8 @@ def _http(request: Request[Any, Any, Any], error: HTTPException) -> Answer:
     return _error(told["status"], _CODES.get(told["code"], told["code"].upper()), told["detail"])
 
 
-def _bug(request: Request[Any, Any, Any], error: Exception) -> Answer:
+def render_bug(request: Request[Any, Any, Any] | None, error: Exception) -> Answer:
+    """Render what nobody foresaw."""
     problems.render_bug(request, error)
     return _error(500, "INTERNAL_ERROR", "Something went wrong on our side")
 
@@ -87,27 +90,35 @@ def _documented(*statuses: int) -> dict[int, ResponseSpec]:
 
 @post(
     "/api/v1/public/{slug:str}/book",
-    exception_handlers={Taken: _taken, Problem: _refused, HTTPException: _http, Exception: _bug},
+    exception_handlers={Problem: render, HTTPException: _http, Exception: render_bug},
     responses=_documented(400, 402, 404, 413, 415, 422, 500, 503),
 )
 async def book_appointment(
     request: ApiRequest, slug: FromPath[str], data: JSONBody[wire.AppointmentWanted], key: IdempotencyKey = None
 ) -> Response[wire.Appointment]:
     """Book a service with a person at a time. Taken: 400 `TIME_CONFLICT`, with free times of the same service."""
+    return await book_time(request.app.state.appointments, request.caller, slug, data, key)
+
+
+async def book_time(
+    appointments: Appointments, caller: Caller, slug: str, asked: wire.AppointmentWanted, key: str | None
+) -> Answer:
     wanted = Wanted(
         slug=slug,
-        service_id=data.service_id,
-        staff_id=data.staff_id,
-        starts_at=data.starts_at(),
-        customer=data.customer(),
+        service_id=asked.service_id,
+        staff_id=asked.staff_id,
+        starts_at=asked.starts_at(),
+        customer=asked.customer(),
         key=idempotency_key(key),
     )
-    appointments: Appointments = request.app.state.appointments
-    made, slot, token = await appointments.book(wanted, caller=request.caller)
+    try:
+        made, slot, token = await appointments.book(wanted, caller=caller)
+    except Taken as taken:
+        return _taken(taken)
     body = wire.Appointment(
         id=made.id,
         status=made.status,
-        service_id=data.service_id,
+        service_id=asked.service_id,
         staff_id=slot.resource_id,
         slot_id=slot.id,
         start_time=slot.starts_at,

@@ -1,4 +1,4 @@
-"""The way of a crowd: holds and bookings, without the framework between the socket and their handlers.
+"""The way of a crowd: holds, bookings and appointments, without the framework between the socket and their handlers.
 
 What Litestar does for any route there could be is a third of what a refusal costs. Here the handlers of `public` are
 called by themselves: the same functions, on what the same decoder reads, and their answers send themselves. A request
@@ -7,10 +7,11 @@ that is in any way unusual goes to Litestar, as all others do, so that every odd
 
 import re
 from collections.abc import Awaitable, Mapping
+from typing import Any
 
 from litestar import Litestar
 
-from app.api import problems, public, strict
+from app.api import appointments, problems, public, strict, wire
 from app.api.answers import Answer
 from app.engine import Engine
 from app.errors import Problem
@@ -19,6 +20,8 @@ from app.telemetry import Receive, Scope, Send
 #: What nearly every Host is; Litestar knows more, and refuses what is none.
 _HOST = re.compile(rb"[A-Za-z0-9.:-]*")
 _PATHS = {path.encode(): path for path in public.CROWDED}
+APPOINTMENTS = "/api/v1/public/{slug}/book"
+_APPOINTMENT = re.compile(rb"/api/v1/public/([a-z0-9-]+)/book")
 
 
 class Direct:
@@ -30,11 +33,16 @@ class Direct:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of its own for what only passes through.
-        if scope["type"] == "http" and scope["method"] == "POST" and (path := _PATHS.get(scope["raw_path"])):
-            headers = dict(scope["headers"])
-            if len(headers) == len(scope["headers"]) and self._is_usual(headers):
-                scope["path_template"] = path
-                return self._serve(path, headers, receive, send)
+        if scope["type"] == "http" and scope["method"] == "POST":
+            raw: bytes = scope["raw_path"]
+            path, slug = _PATHS.get(raw), ""
+            if path is None and (match := _APPOINTMENT.fullmatch(raw)):
+                path, slug = APPOINTMENTS, match[1].decode()
+            if path is not None:
+                headers = dict(scope["headers"])
+                if len(headers) == len(scope["headers"]) and self._is_usual(headers):
+                    scope["path_template"] = path
+                    return self._serve(path, slug, headers, receive, send)
         return self.app(scope, receive, send)  # type: ignore[arg-type]
 
     def _is_usual(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -47,27 +55,32 @@ class Direct:
             and _HOST.fullmatch(headers.get(b"host", b"")) is not None
         )
 
-    async def _serve(self, path: str, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _serve(self, path: str, slug: str, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        said: Any = appointments if path == APPOINTMENTS else problems
         try:
-            answer = await self._answer(path, headers, await _body(receive))
+            answer = await self._answer(path, slug, headers, await _body(receive))
         except Problem as problem:
-            answer = problems.render(None, problem)
+            answer = said.render(None, problem)
         except Exception as error:
-            answer = problems.render_bug(None, error)
+            answer = said.render_bug(None, error)
         await answer.send(send)
 
-    async def _answer(self, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
-        engine: Engine = self.app.state.engine
+    async def _answer(self, path: str, slug: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
+        state = self.app.state
+        engine: Engine = state.engine
         strict.refuse_other_media(
             headers.get(b"content-type", b"").decode("latin-1"),
             headers.get(b"content-encoding", b"identity").decode("latin-1"),
         )
-        handle, body_type = public.CROWDED[path]
-        asked = strict.decode(body, body_type)
         shown = headers.get(b"authorization")
         caller = strict.caller(engine, {} if shown is None else {"authorization": shown.decode("latin-1")})
         key = headers.get(b"idempotency-key")
-        return await handle(engine, caller, asked, None if key is None else key.decode("latin-1"))
+        key_text = None if key is None else key.decode("latin-1")
+        if path == APPOINTMENTS:
+            wanted = strict.decode(body, wire.AppointmentWanted)
+            return await appointments.book_time(state.appointments, caller, slug, wanted, key_text)
+        handle, body_type = public.CROWDED[path]
+        return await handle(engine, caller, strict.decode(body, body_type), key_text)
 
 
 async def _body(receive: Receive) -> bytes:
