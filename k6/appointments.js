@@ -12,7 +12,7 @@
 //           the same. Exit code 0 when all holds, 99 when a count is off, 107 when the set-up failed.
 
 import {
-  bodyOf, bookingMs, call, cancel, conflicts, finishReport, guarded, holdsTrue, lineUp, mismatch, positiveInteger, promised,
+  bodyOf, bookingMs, call, cancel, conflicts, finishReport, guarded, holdsTrue, letAllBeAnswered, lineUp, mismatch, positiveInteger, promised,
   readBack, refusalMs, successes, summary, thresholds, trendStats,
 } from './lib.js';
 
@@ -82,6 +82,7 @@ export default guarded((data) => {
   const body = Object.assign({ serviceId: data.service, staffId: data.staff, startTime: data.start }, guest);
   const path = `/api/v1/public/${salon}/book`;
   const response = call('POST', path, body, { name: '/api/v1/public/{slug}/book', statuses: [201, 400] });
+  letAllBeAnswered(data);
   if (response.status !== 201) {
     if (isConflict(response, data)) {
       conflicts.add(1);

@@ -9,7 +9,7 @@
 //           booking_ms and refusal_ms tell how long the winner and the others waited.
 
 import {
-  book, finishReport, guarded, lineUp, mismatch, positiveInteger, prepare, readBack, summary, thresholds, trendStats,
+  book, finishReport, guarded, letAllBeAnswered, lineUp, mismatch, positiveInteger, prepare, readBack, summary, thresholds, trendStats,
 } from './lib.js';
 
 const vus = positiveInteger('VUS', 100);
@@ -32,7 +32,7 @@ export function setup() {
 
 export default guarded((data) => {
   lineUp(data);
-  book(data.slots[0], 1);
+  book(data.slots[0], 1, { answered: () => letAllBeAnswered(data) });
 });
 
 export function teardown(data) {
