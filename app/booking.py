@@ -325,11 +325,11 @@ async def first_answer(engine: Engine, claim: Claim, status: BookingStatus) -> t
         available_count=stored.available_after,
         replayed=True,
     )
-    return first, _first_token(engine, stored)
+    return first, token_of(engine, stored)
 
 
-def _first_token(engine: Engine, stored: StoredBooking) -> str:
-    """Derive the manage token by the secret of then, which may have been rotated since."""
+def token_of(engine: Engine, stored: StoredBooking) -> str:
+    """Derive a booking's manage token by the secret of then, which may have been rotated since."""
     tokens = [manage_token((secret,), stored.booking.id) for secret in engine.settings.secrets]
     return next((token for token in tokens if token_hash(token) == stored.manage_token_hash), tokens[0])
 

@@ -2,20 +2,27 @@
 copy with the same Message-ID.
 """
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import structlog
 
-from app import waiting
-from app.domain import Payment
+from app import booking, waiting
+from app.domain import BookingStatus, Payment
 from app.engine import Engine
+from app.errors import BookingNotFound, Conflict
+from app.mail.calendar import calendar_entry
 from app.mail.delivery import send as deliver
-from app.mail.message import render
+from app.mail.message import author_of, render
 from app.mail.notice import Kind, MailRefused, Money, Notice, NoticeVenue, Recipient, Refund
 from app.payments import Offer
 
 log = structlog.get_logger()
+
+#: Which entry stands in a calendar for a booking: of other statuses none does.
+_ENTRIES: Mapping[BookingStatus, Kind] = {"confirmed": "confirmed", "cancelled": "cancelled"}
 
 
 def kind_of(event_type: str, data: dict[str, Any]) -> Kind | None:
@@ -56,14 +63,30 @@ async def send(engine: Engine, kind: Kind, booking_id: str, version: int | None 
     return "sent"
 
 
+async def calendar(engine: Engine, booking_id: UUID) -> bytes:
+    """Write the calendar entry of a booking just as its newest e-mail has it: whoever has both, has one.
+
+    Raises:
+        BookingNotFound. Conflict: it was never confirmed.
+    """
+    stored = await engine.ledger.booking(booking_id)
+    if stored is None:
+        raise BookingNotFound
+    kind = _ENTRIES.get(stored.booking.status)
+    notice = await _notice(engine, kind, booking_id) if kind else None
+    if notice is None:
+        raise Conflict("A booking that was not confirmed stands in no calendar")
+    return calendar_entry(notice, author_of(engine.settings.mail_from), datetime.now(UTC).replace(microsecond=0))
+
+
 async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None:
     stored = await engine.ledger.booking(booking_id)
     if stored is None or (customer := stored.booking.customer) is None:
         return None
-    booking, payment = stored.booking, await engine.payments.of_booking(booking_id)
-    if kind == "cancelled" and booking.confirmed_at is None:
+    made, payment = stored.booking, await engine.payments.of_booking(booking_id)
+    if kind == "cancelled" and made.confirmed_at is None:
         return None  # who was never told that it is booked need not hear that it is not
-    offer = await engine.payments.offer(booking.slot_id)
+    offer = await engine.payments.offer(made.slot_id)
     if offer is None:
         return None
     return Notice(
@@ -73,19 +96,21 @@ async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None
         resource_name=offer.what,
         starts_at=offer.starts_at,
         ends_at=offer.ends_at,
-        quantity=booking.quantity,
+        quantity=made.quantity,
         customer=Recipient(customer.name, customer.email),
-        price=_price(payment, offer, booking.quantity),
+        price=_price(payment, offer, made.quantity),
         refund=_refund(payment),
+        # Behind the `#`, which no browser sends: so no log of a server or proxy ever holds it.
+        link=f"{engine.settings.public_url}/manage/{booking_id}#{booking.token_of(engine, stored)}",
         # Grows with each e-mail about it that changes a calendar.
-        sequence=booking.version - 1 if kind in ("confirmed", "moved") else booking.version,
+        sequence=made.version - 1 if kind in ("confirmed", "moved") else made.version,
     )
 
 
 async def _offer_notice(engine: Engine, kind: Kind, hold_id: UUID) -> Notice | None:
     """Tell who waited of the hold that was made for him, unless it has been taken or has ended meanwhile."""
     entry = await waiting.of_hold(engine.ledger, hold_id)
-    if entry is None or entry.offer is None or (token := waiting.hold_token(engine, entry)) is None:
+    if entry is None or entry.offer is None or waiting.hold_token(engine, entry) is None:
         return None
     offer = await engine.payments.offer(entry.offer.slot_id)
     if offer is None:
@@ -101,7 +126,7 @@ async def _offer_notice(engine: Engine, kind: Kind, hold_id: UUID) -> Notice | N
         customer=Recipient(entry.customer.name, entry.customer.email),
         price=_price(None, offer, entry.quantity),
         held_until=entry.offer.until,
-        hold_token=token,
+        link=f"{engine.settings.public_url}/offer/{entry.id}#{waiting.token_of(engine, entry.id)}",
     )
 
 

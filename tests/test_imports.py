@@ -37,7 +37,7 @@ ALLOWED = {
     "reschedule": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "several": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "waiting": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
-    "notices": {"domain", "engine", "mail", "payments", "telemetry", "waiting"},
+    "notices": {"booking", "domain", "engine", "errors", "mail", "payments", "telemetry", "waiting"},
     "jobs": {
         "checkout",
         "engine",

@@ -54,7 +54,7 @@ def notice(**changes: Any) -> Notice:
         quantity=2,
         customer=Recipient("Ada Lovelace", "ada@example.com"),
         price=Money(2500, "EUR"),
-        manage_url=URL,
+        link=URL,
     )
     return msgspec.structs.replace(known, **changes)
 
@@ -150,7 +150,7 @@ async def test_a_booking_that_moved_corrects_the_same_entry(tmp_path):
 
 
 async def test_a_payment_that_came_too_late_has_no_calendar_entry(tmp_path):
-    late = notice(kind="refunded", refund=Refund("due", Money(1200, "JPY")), manage_url=None)
+    late = notice(kind="refunded", refund=Refund("due", Money(1200, "JPY")), link=None)
     message = await sent(tmp_path, render(late, SENDER))
     assert message["Subject"].startswith("Not booked, money returned: City walk")
     assert "You get 1200 JPY back" in body(message, "html")
@@ -210,7 +210,7 @@ async def test_markup_in_names_is_text(tmp_path):
         resource_name=bad,
         customer=Recipient(bad, "ada@example.com"),
         venue=NoticeVenue("v", bad, "UTC"),
-        manage_url='https://x.example/"><script>alert(2)</script>',
+        link='https://x.example/"><script>alert(2)</script>',
     )
     message = await sent(tmp_path, render(many, SENDER))
     html = body(message, "html")

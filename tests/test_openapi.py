@@ -48,6 +48,7 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("DELETE", "/v1/webhook-endpoints/{endpoint_id}"),
         ("GET", "/v1/bookings"),
         ("GET", "/v1/bookings/{booking_id}"),
+        ("GET", "/v1/bookings/{booking_id}/calendar"),
         ("GET", "/v1/calendar-feeds"),
         ("GET", "/v1/calendars/{calendar}"),
         ("GET", "/v1/events"),

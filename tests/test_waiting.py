@@ -739,7 +739,9 @@ def test_a_payment_that_never_came_makes_room_and_the_letter_says_how_to_take_it
     text = body.get_content()
     until = datetime.fromisoformat(offer["expires_at"]).astimezone(BERLIN)
     assert f"{until:%H:%M}" in text
-    [token] = re.findall(r"^Code: +(\S+)\r?$", text, re.MULTILINE)
+    [(entry_id, waiting_token)] = re.findall(r"^http\S+/offer/(\S+)#(\S+)\r?$", text, re.MULTILINE)
+    assert (entry_id, waiting_token) == (entry["id"], entry["token"])
+    token = look(shop, entry)["offer"]["hold_token"]
     taken = httpx.post(f"{shop.service.url}/v1/bookings", json={"hold_token": token, "customer": CUSTOMER}, timeout=30)
     assert taken.status_code == 201, taken.text
     assert look(shop, entry)["status"] == "booked"

@@ -11,9 +11,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody, PathParameter
 
+from app import booking
 from app.api import answers, wire
-from app.api.docs import operator_security, problems
-from app.api.public import IdempotencyKey
+from app.api.docs import operator_security, problems, token_or_operator
+from app.api.public import IdempotencyKey, ManageToken, proof
 from app.api.strict import ApiRequest, idempotency_key, operator_only, query, whole
 from app.calendars import bookings, feeds
 from app.calendars.feeds import Feed
@@ -189,7 +190,34 @@ def _matches(header: str | None, tag: str) -> bool:
     return tag in given or given == ["*"]
 
 
+# -- for customers ----------------------------------------------------------------------------------------------------
+
+
+@get(
+    "/v1/bookings/{booking_id:str}/calendar",
+    security=token_or_operator,
+    responses={
+        **problems(401, 404, 409),
+        200: ResponseSpec(bytes, generate_examples=False, media_type=MEDIA_TYPE, description="the booking's entry"),
+    },
+)
+async def read_booking_calendar(
+    request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None
+) -> Response[bytes]:
+    """Download the calendar entry of a booking, by its manage token or as an operator: the one its e-mails bring."""
+    await booking.read_booking(request.engine, booking_id, proof(request, token))
+    from app import notices  # noqa: PLC0415 as above
+
+    body = await notices.calendar(request.engine, booking_id)
+    headers = {
+        **answers.SAFE_HEADERS,
+        "Content-Type": f"{MEDIA_TYPE}; charset=utf-8",
+        "Content-Disposition": 'attachment; filename="booking.ics"',
+    }
+    return Response(body, headers=headers)
+
+
 ROUTES: list[HTTPRouteHandler] = [
     create_calendar_feed, list_calendar_feeds, rotate_calendar_feed, remove_calendar_feed, read_calendar,
-    look_at_calendar,
+    look_at_calendar, read_booking_calendar,
 ]  # fmt: skip

@@ -211,7 +211,7 @@ async def read_booking(
     request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None
 ) -> Response[wire.Booking]:
     """Read a booking by its manage token, or as an operator."""
-    found = await booking.read_booking(request.engine, booking_id, _proof(request, token))
+    found = await booking.read_booking(request.engine, booking_id, proof(request, token))
     return answers.ok(wire.booking(found, payment=await request.engine.payments.of_booking(booking_id)))
 
 
@@ -227,13 +227,13 @@ async def cancel_booking(
     """Cancel a booking, by its manage token or as an operator. Its places are free at once, and what was paid for it
     goes back as the venue's policy says.
     """
-    proof = _proof(request, token)
+    shown = proof(request, token)
     this = keyed(f"cancel:{booking_id}", key, None)
     if this:
-        await booking.read_booking(request.engine, booking_id, proof)  # the key alone proves nothing
+        await booking.read_booking(request.engine, booking_id, shown)  # the key alone proves nothing
         if first := await request.catalogue.first_answer(this):
             return answers.again(first, replayed=True)
-    cancelled = await checkout.cancel(request.engine, booking_id, proof, caller=request.caller)
+    cancelled = await checkout.cancel(request.engine, booking_id, shown, caller=request.caller)
     body = msgspec.json.encode(wire.booking(cancelled))
     if this:
         body = await request.catalogue.keep_answer(this, body)
@@ -256,21 +256,21 @@ async def reschedule_booking(
     """Move a booking to another slot of its venue in one step, by its manage token or as an operator. Refused, it stays
     where it is.
     """
-    proof = _proof(request, token)
+    shown = proof(request, token)
     this = keyed(f"reschedule:{booking_id}", key, data)
     if this:
-        await booking.read_booking(request.engine, booking_id, proof)  # the key alone proves nothing
+        await booking.read_booking(request.engine, booking_id, shown)  # the key alone proves nothing
         if first := await request.catalogue.first_answer(this):
             return answers.again(first, replayed=True)
     wish = reschedule.Wish(data.slot_id, data.quantity, data.version)
-    moved = await reschedule.reschedule(request.engine, booking_id, proof, wish, caller=request.caller)
+    moved = await reschedule.reschedule(request.engine, booking_id, shown, wish, caller=request.caller)
     body = msgspec.json.encode(wire.booking(moved))
     if this:
         body = await request.catalogue.keep_answer(this, body)
     return answers.again(body, replayed=False)
 
 
-def _proof(request: ApiRequest, token: str | None) -> str | None:
+def proof(request: ApiRequest, token: str | None) -> str | None:
     """Tell by what right a booking is asked for: None for operators, else the token that was shown.
 
     Raises:

@@ -46,8 +46,7 @@ def render(notice: Notice, sender: str, now: datetime | None = None) -> EmailMes
         MailRefused: the customer's address is none.
     """
     now = (now or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
-    from_name, from_address = parseaddr(sender)
-    author, words = Address(_header(from_name), addr_spec=from_address), _words(notice)
+    author, words = author_of(sender), _words(notice)
     message = EmailMessage(policy=SMTP)
     message["From"] = author
     # The address alone. A name would add nothing for its bearer, and would be a header that strangers write.
@@ -70,6 +69,12 @@ def render(notice: Notice, sender: str, now: datetime | None = None) -> EmailMes
         )
     message["Content-Language"] = "en"  # of the whole: earlier, it would have gone into the first part
     return message
+
+
+def author_of(sender: str) -> Address:
+    """Read who sends, such as `Salon <hello@salon.example>`."""
+    name, address = parseaddr(sender)
+    return Address(_header(name), addr_spec=address)
 
 
 def _recipient(notice: Notice) -> Address:
@@ -106,15 +111,15 @@ def _words(notice: Notice) -> Words:
             *([("Price", money_text(notice.price))] if notice.price else []),
             *_reference(notice),
         ],
-        link=notice.manage_url,
-        link_text="View or cancel the booking" if notice.kind in ("confirmed", "moved") else "View the booking",
+        link=notice.link,
+        link_text=_LINKS[notice.kind],
     )
 
 
 def _reference(notice: Notice) -> list[tuple[str, str]]:
-    if notice.kind != "place_free" or notice.held_until is None or notice.hold_token is None:
+    if notice.held_until is None:
         return [("Booking", str(notice.booking_id))]
-    return [("Until", short_when(notice.held_until, notice.venue.timezone)), ("Code", notice.hold_token)]
+    return [("Until", short_when(notice.held_until, notice.venue.timezone))]
 
 
 _SUBJECTS = {
@@ -130,6 +135,13 @@ _HEADINGS = {
     "cancelled": "Your booking is cancelled",
     "refunded": "Your payment came too late",
     "place_free": "What you wait for is free",
+}
+_LINKS = {
+    "confirmed": "View, move or cancel the booking",
+    "moved": "View, move or cancel the booking",
+    "cancelled": "View the booking",
+    "refunded": "View the booking",
+    "place_free": "Take it, or leave it to the next one",
 }
 
 
@@ -153,7 +165,7 @@ def _sentences(notice: Notice) -> list[str]:
         case "place_free":
             return [
                 f"{places} free again, and kept for you until the time below. Nothing is booked yet.",
-                "Book with the code below. Without it, or after that time, the next in line is asked.",
+                "Book with the link below. After that time, the next in line is asked.",
             ]
 
 

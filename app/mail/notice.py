@@ -53,11 +53,10 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     price: Money | None = None
     #: None: nothing was paid, or nothing is to be said about it
     refund: Refund | None = None
-    #: It holds the customer's right to the booking, and stands in no other part than the text.
-    manage_url: str | None = None
-    #: Of `place_free`, until when the places are held, and the code that books them; a secret as the URL is.
+    #: It holds the customer's right to the booking, or to take the place, and stands in no other part than the text.
+    link: str | None = None
+    #: Of `place_free`, until when the places are held.
     held_until: datetime | None = None
-    hold_token: str | None = None
     #: Grows with each change of the booking, so that calendars take the newest one.
     sequence: int = 0
 
