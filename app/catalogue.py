@@ -186,6 +186,14 @@ class Catalogue:
 
         return await self.read(read)
 
+    async def origins(self) -> list[str]:
+        """List every origin that some venue has named."""
+
+        async def read(connection: AsyncConnection) -> list[str]:
+            return list(await connection.scalars(_ORIGINS))
+
+        return await self.read(read)
+
     async def create_venue(
         self, new: NewVenue, keyed: Keyed | None, request_id: str | None, render: Callable[[Venue], bytes]
     ) -> Answer:
@@ -593,6 +601,7 @@ def _blocked(chosen: sa.FromClause) -> sa.ColumnElement[bool]:
 #: As for pages: built once.
 _IDS = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 _SLOTS_BY_ID = _slot_rows(sa.select(slots).where(slots.c.id == sa.any_(_IDS)).subquery("n"))
+_ORIGINS = sa.select(sa.func.unnest(venues.c.origins)).distinct()
 _VENUE_BY_SLUG = sa.select(venues).where(venues.c.slug == sa.bindparam("slug"))
 _RESOURCES_OF_VENUES = (
     sa.select(resources, venues.c.slug)

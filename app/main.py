@@ -12,6 +12,7 @@ from litestar.datastructures import State
 from app import api, engine, settings, telemetry
 from app.api import docs, problems, wire
 from app.api.direct import Direct
+from app.api.edge import Edge, Origins
 from app.api.machines import Readiness
 from app.api.strict import ApiRequest, exact_path
 from app.appointments import Appointments
@@ -50,6 +51,7 @@ def create_app(chosen: Settings) -> Application:
             catalogue = Catalogue(chosen.database_url)
             app.state.engine, app.state.catalogue = running, catalogue
             app.state.appointments = Appointments(running)
+            app.state.origins = Origins(catalogue.origins)
             app.state.readiness = Readiness(running)
             app.state.live = hub = Hub(running, _render)
             application.follows(hub)
@@ -72,7 +74,7 @@ def create_app(chosen: Settings) -> Application:
         logging_config=None,
         debug=False,
     )
-    application = Application(Direct(app, MAX_BODY))
+    application = Application(Edge(Direct(app, MAX_BODY), app.state))
     return application
 
 

@@ -15,8 +15,13 @@ JSON = b"application/json"
 #: Of every answer: what it tells is true now, for one reader, and is what its media type says.
 SAFE_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _SAFE_RAW = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
-#: Of one with an ETag: who has it may keep it, and asks each time whether it is still so.
-_KNOWN_RAW = [(b"cache-control", b"private, no-cache"), *(pair for pair in _SAFE_RAW if pair[0] != b"cache-control")]
+#: Of one with an ETag: who has it may keep it, and asks each time whether it is still so; one page's is not
+#: another site's to read.
+_KNOWN_RAW = [
+    (b"cache-control", b"private, no-cache"),
+    (b"vary", b"Origin"),
+    *(pair for pair in _SAFE_RAW if pair[0] != b"cache-control"),
+]
 
 
 class Answer(Response[Any]):

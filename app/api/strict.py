@@ -103,10 +103,12 @@ class ApiRequest(litestar.Request[Any, Any, State]):
 
 
 async def exact_path(request: litestar.Request[Any, Any, Any]) -> None:
-    """Refuse `/v1/slots/` and `/v1//slots`, which Litestar takes for `/v1/slots`: a thing has one address."""
+    """Refuse `/v1/slots/`, `/v1/slots%2F` and `/v1//slots`, which Litestar takes for `/v1/slots`: a thing has one
+    address.
+    """
     # Asynchronous, though it awaits nothing: any other hook costs every request a trip through a thread.
     path: bytes = request.scope["raw_path"]
-    if b"//" in path or (path.endswith(b"/") and path != b"/"):
+    if b"//" in path or b"%2f" in path.lower() or (path.endswith(b"/") and path != b"/"):
         raise NotFoundException
 
 

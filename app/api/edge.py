@@ -1,0 +1,141 @@
+"""What is decided about a request before anything of it is read: whose page it comes from.
+
+An ASGI layer in front of all others, so that problems and the way of a crowd (`direct`) are under the same rules. What
+customers may call is one table, and whatever is not in it is for operators and machines: no other site's page reads
+that.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+import structlog
+from litestar.datastructures import State
+
+from app.errors import Unavailable
+from app.telemetry import ASGIApp, Message, Receive, Scope, Send
+
+log = structlog.get_logger()
+
+#: What customers call, and their pages with them; a test compares it with the OpenAPI document.
+CUSTOMERS: Mapping[str, Sequence[str]] = {
+    "GET": (
+        "/v1/venues/{}",
+        "/v1/slots",
+        "/v1/slots/{}",
+        "/v1/holds/{}",
+        "/v1/bookings/{}",
+        "/v1/waiting-list/{}",
+        "/v1/live",
+    ),
+    "POST": (
+        "/v1/holds",
+        "/v1/holds/{}/extend",
+        "/v1/bookings",
+        "/v1/bookings/{}/cancel",
+        "/v1/bookings/{}/reschedule",
+        "/v1/checkout",
+        "/v1/waiting-list",
+        "/api/v1/public/{}/book",
+    ),
+    "DELETE": ("/v1/holds/{}", "/v1/waiting-list/{}"),
+}
+_CUSTOMERS = {
+    method: re.compile("|".join(path.replace("{}", "[^/]+") for path in paths)) for method, paths in CUSTOMERS.items()
+}
+
+#: What a page may send, and read. Neither the operators' key nor what their pages say with their session is among it.
+_SENT = "Content-Type, Idempotency-Key, Hold-Token, Manage-Token, Last-Event-ID, If-None-Match"
+_READ = "Location, Retry-After, ETag, Idempotency-Replayed, RateLimit, RateLimit-Policy, X-Request-Id"
+_VARY = (b"vary", b"Origin")
+_EXPOSED = (b"access-control-expose-headers", _READ.encode())
+_PREFLIGHT = (
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+    (b"access-control-allow-headers", _SENT.encode()),
+    (b"access-control-max-age", b"600"),
+)
+
+#: So old the origins may be that we know.
+ORIGINS_SECONDS = 3.0
+
+
+class Origins:
+    """Whose pages may call: the origins of all venues, as Postgres had them a moment ago. A hold does not say which
+    venue it is of before it is read, and what a page may call for one venue harms no other: it is what anybody may.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[Iterable[str]]]) -> None:
+        self._read = read
+        self._known: Collection[str] | None = None
+        self._due = 0.0
+        self._reading: asyncio.Task[None] | None = None
+
+    async def include(self, origin: str) -> bool:
+        """Tell whether a page of this origin may call: it is one of them to the letter, or anybody may."""
+        if time.monotonic() >= self._due and self._reading is None:
+            self._reading = asyncio.create_task(self._refresh())
+        if self._known is None and self._reading is not None:  # else nobody waits for what is only to be fresher
+            await asyncio.shield(self._reading)
+        return self._known is not None and (origin in self._known or "*" in self._known)
+
+    async def _refresh(self) -> None:
+        try:
+            self._known = frozenset(await self._read())
+        except Unavailable:
+            log.warning("origins_not_read")  # what was known is true until the opposite is heard
+        finally:
+            self._due, self._reading = time.monotonic() + ORIGINS_SECONDS, None
+
+
+class Edge:
+    """The layer itself. A request that names no origin passes at the price of a look for one."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app = app
+        self._state = state
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of its own for what only passes through.
+        if scope["type"] == "http":
+            for name, value in scope["headers"]:
+                if name == b"origin":
+                    return self._of_a_page(scope, receive, send, value)
+        return self.app(scope, receive, send)
+
+    async def _of_a_page(self, scope: Scope, receive: Receive, send: Send, origin: bytes) -> None:
+        """Let a page read the answer, or (a preflight, which asks before it calls) tell it that it may."""
+        asked = _asked_about(scope)
+        if not is_customers(asked or scope["method"], scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        headers = [_VARY]
+        if await self._state.origins.include(origin.decode("latin-1")):
+            headers.append((b"access-control-allow-origin", origin))
+            if asked is not None:
+                start = {"type": "http.response.start", "status": 204, "headers": [*headers, *_PREFLIGHT]}
+                await send(start)
+                await send({"type": "http.response.body", "body": b""})
+                return
+            headers.append(_EXPOSED)
+
+        async def send_readable(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*(pair for pair in message.get("headers", ()) if pair != _VARY), *headers]
+            await send(message)
+
+        await self.app(scope, receive, send_readable)
+
+
+def is_customers(method: str, path: str) -> bool:
+    """Tell whether that is for customers to call."""
+    paths = _CUSTOMERS.get(method)
+    return paths is not None and paths.fullmatch(path) is not None
+
+
+def _asked_about(scope: Scope) -> str | None:
+    """Read the method that a preflight asks about; None: it is no preflight."""
+    if scope["method"] != "OPTIONS":
+        return None
+    asked = dict(scope["headers"]).get(b"access-control-request-method")
+    return None if asked is None else str(asked.decode("latin-1"))
