@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ import app.holds
 import app.ledger
 import app.mirror
 from tests.service import bundled_redis_server, postgres, service, with_redis, without_redis
+
+#: The tests start hundreds of processes, each of which would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 #: Shared from here, so that a session starts each server once.
 __all__ = ["bundled_redis_server", "postgres", "service", "with_redis", "without_redis"]
