@@ -28,6 +28,7 @@ async def work(settings: Settings, concurrency: int, *, ready: Callable[[], None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    log.info("worker_started", concurrency=concurrency)
     async with engine.running(settings) as running:
         while not stop.is_set():
             try:

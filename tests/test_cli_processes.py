@@ -22,7 +22,7 @@ import pytest
 
 from app.cli.workers import listen, url_of
 from tests.redis_servers import RedisServer
-from tests.service import HOLDFAST, OPERATOR_KEY, SECRET, Postgres, eventually, free_port, serving
+from tests.service import HOLDFAST, OPERATOR_KEY, SECRET, Postgres, eventually, free_port, serving, store_environ
 
 #: Of packages that take long to import. No command needs them just to say how it is used.
 HEAVY = {"litestar", "sqlalchemy", "alembic", "uvicorn", "httpx", "redis", "psycopg", "prometheus_client", "structlog"}
@@ -263,6 +263,17 @@ def test_demo_that_is_stopped_while_it_starts_leaves_nothing(tmp_path):
         assert b"Traceback" not in process.stderr.read()
     eventually(lambda: gone(below), "the servers to end", seconds=10)
     assert not (home / "run.json").exists()
+
+
+def test_a_worker_that_is_stopped_while_it_starts_ends_cleanly():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        postgres = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/holdfast?sslmode=disable&gssencmode=disable"
+        env = clean(**store_environ(postgres, "unix:///nonexistent/redis.sock"))
+        with subprocess.Popen([str(HOLDFAST), "worker"], env=env, stdin=subprocess.DEVNULL) as process:
+            silent.settimeout(60)
+            with silent.accept()[0]:  # it waits for the look at its database to be answered
+                process.terminate()
+                assert process.wait(timeout=30) == 0
 
 
 def test_demo_takes_the_next_port_unless_one_was_named():

@@ -17,6 +17,8 @@ def worker(concurrency: int, parent: int | None) -> None:
     Needs DATABASE_URL and REDIS_URL as `holdfast serve` does; STRIPE_API_KEY to be paid, HOLDFAST_SMTP_URL for e-mail.
     Killed at any moment, it loses nothing: another one, or the next, does its jobs again.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
     if parent is not None:
         threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
     import asyncio
@@ -30,6 +32,11 @@ def worker(concurrency: int, parent: int | None) -> None:
     check_stores(settings)
     configure_logging()
     asyncio.run(work(settings, concurrency, ready=lambda: print("Holdfast works on its jobs", file=sys.stderr)))
+
+
+def _end_at_once(*_: object) -> None:
+    """End cleanly before anything is opened: to a supervisor, a stop during the start is a stop like any other."""
+    os._exit(0)
 
 
 def _die_with_parent(pipe: int) -> None:
