@@ -736,7 +736,8 @@ async def cancel(engine: Engine, booking_id: UUID, token: str | None, *, caller:
     if counts is None:
         raise BookingNotFound
     await engine.mirror.sync_quietly([counts])
-    # From here on nothing is read that could fail: the cancellation is committed.
+    with suppress(Unavailable):  # it is committed: that it cannot be read just now must not be told as a failure
+        stored = await _stored(engine, booking_id)  # it may have moved before it ended, and has not changed since
     return msgspec.structs.replace(
         stored.booking,
         status="cancelled",

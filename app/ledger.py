@@ -161,11 +161,16 @@ class StoredBooking(msgspec.Struct, frozen=True):
 
 
 class Moved(msgspec.Struct, frozen=True):
-    """What became of a move: a word of `move_booking`, and the counts of the new slot and of the old one."""
+    """What became of a move: a word of `move_booking`, the counts of the new slot and of the old one, and of a booking
+    that is there now what it then was.
+    """
 
     word: str
     may_free_at: datetime | None
     counts: list[Counts]
+    quantity: int
+    version: int
+    confirmed_at: datetime | None
 
 
 class InDoubt(Exception):
@@ -415,7 +420,8 @@ class Ledger:
             (booking_id, slot_id, quantity, version, actor, request_id),
         )
         counts = [counts_of(row) for row in rows if row.resource_id is not None]
-        return Moved(rows[0].word, rows[0].may_free_at, counts)
+        first = rows[0]
+        return Moved(first.word, first.may_free_at, counts, first.quantity, first.booking_version, first.confirmed_at)
 
     async def repeatable(self, statement: str, values: Any) -> list[Row]:
         """Run a statement that finds itself done when it is repeated: a lost reply is asked for once more.

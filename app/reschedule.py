@@ -69,8 +69,17 @@ async def reschedule(engine: Engine, booking_id: UUID, token: str | None, wish: 
     await engine.mirror.sync_quietly(moved.counts)
     if moved.word != "moved":
         raise await _refusal(engine, booking_id, claim, moved)
-    now = (await booking.authorized(engine, booking_id, token)).booking
-    return msgspec.structs.replace(now, available_count=moved.counts[0].available_count)
+    # As the move left it, and not read again: by now it may be cancelled, or have moved on.
+    return msgspec.structs.replace(
+        found,
+        slot_id=wish.slot_id,
+        quantity=moved.quantity,
+        status="confirmed",  # no other kind of booking moves
+        expires_at=None,
+        confirmed_at=moved.confirmed_at,
+        version=moved.version,
+        available_count=moved.counts[0].available_count,
+    )
 
 
 async def _hold(engine: Engine, claim: Claim, found: Booking) -> bool:

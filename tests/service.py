@@ -27,8 +27,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app import embedded
+from app import embedded, engine
+from app.engine import Engine
 from app.migrate import upgrade
+from app.settings import from_env
 from tests.redis_servers import RedisServer, running_redis
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
@@ -92,7 +94,8 @@ class Service:
 
     @asynccontextmanager
     async def client(self, connections: int = 100) -> AsyncIterator[httpx.AsyncClient]:
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        # Kept as long as the service does: on another connection another of its processes might answer.
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=None)
         async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=CLIENT_SECONDS) as client:
             yield client
 
@@ -125,6 +128,13 @@ def store_environ(database_url: str, redis_url: str) -> dict[str, str]:
         "HOLDFAST_SECRET": SECRET,
         "HOLDFAST_ENV": "test",
     }
+
+
+@asynccontextmanager
+async def engine_on(database_url: str, redis_url: str) -> AsyncIterator[Engine]:
+    """Run an engine of the test's own on the stores of a service, as one of its processes would."""
+    async with engine.running(from_env(store_environ(database_url, redis_url))) as running:
+        yield running
 
 
 @contextmanager

@@ -8,12 +8,16 @@ import httpx
 import psycopg
 import pytest
 
+from app.booking import Caller
+from app.ledger import Moved
+from app.reschedule import Wish, reschedule
 from tests.service import (
     CUSTOMER,
     Service,
     all_at_once,
     assert_slot_holds,
     booking_body,
+    engine_on,
     eventually,
     make_slots,
     mirrored,
@@ -222,6 +226,43 @@ async def test_a_swap_against_a_cancellation_ends_in_one_of_both(service: Servic
             assert swap.status_code in (200, 409), swap.text
             assert_places(service, old, 1, 0)
             assert_places(service, new, 1, 0)
+
+
+async def test_a_move_tells_what_it_did_whatever_happens_a_moment_later(with_redis: Service) -> None:
+    async with with_redis.client() as client, engine_on(with_redis.database_url, with_redis.redis.url) as engine:
+        old, new = await make_slots(with_redis, client, 2, 2)
+        made = await booked(client, old, 2)
+        move, cancelled = engine.ledger.move, []
+
+        async def move_and_cancel(*values: Any, **more: Any) -> Moved:
+            moved = await move(*values, **more)
+            cancelled.append(await client.post(f"/v1/bookings/{made['id']}/cancel", headers=with_redis.operator))
+            return moved
+
+        engine.ledger.move = move_and_cancel  # type: ignore[method-assign]
+        wish, customer = Wish(uuid.UUID(new), quantity=1), Caller("customer", None)
+        told = await reschedule(engine, uuid.UUID(made["id"]), made["manage_token"], wish, caller=customer)
+        assert (str(told.slot_id), told.quantity, told.version, told.status) == (new, 1, 2, "confirmed")
+        assert (told.cancelled_at, told.available_count) == (None, 1)
+        assert cancelled[0].json()["status"] == "cancelled"
+        assert_places(with_redis, new, 2, 0)
+
+
+async def test_a_cancellation_tells_the_place_that_it_gave_back(service: Service) -> None:
+    """Also when the booking moved away from where it was when somebody asked for its end."""
+    async with service.client() as client:
+        old, new = await make_slots(service, client, 2, 2)
+        made = await booked(client, old)
+        with psycopg.connect(service.database_url) as rival:
+            moved = "SELECT word FROM move_booking(%s, %s, 2, NULL, 'operator', NULL) LIMIT 1"
+            assert rival.execute(moved, (made["id"], new)).fetchone() == ("moved",)
+            cancel = client.post(f"/v1/bookings/{made['id']}/cancel", headers={"Manage-Token": made["manage_token"]})
+            cancelling = asyncio.create_task(cancel)
+            await asyncio.to_thread(eventually, lambda: waits_for_another(service), "the end to wait for the move")
+            rival.commit()
+        told = (await cancelling).json()
+        assert (told["status"], told["slot_id"], told["quantity"], told["version"]) == ("cancelled", new, 2, 2)
+        assert told["available_count"] == 2
 
 
 async def test_a_crowd_swapping_in_a_ring_never_oversells(service: Service) -> None:

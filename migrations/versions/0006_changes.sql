@@ -42,8 +42,9 @@ END $$;
 -- A refusal leaves the booking where it is. The counts of both slots follow, the new one first.
 CREATE FUNCTION move_booking(this_booking uuid, new_slot uuid, new_quantity integer, known_version integer,
     by_actor text, by_request text)
-RETURNS TABLE (word text, at timestamptz, may_free_at timestamptz, slot_id uuid, resource_id uuid, capacity integer,
-               available_count integer, version bigint, is_open boolean, starts_at timestamptz, ends_at timestamptz)
+RETURNS TABLE (word text, at timestamptz, may_free_at timestamptz, quantity integer, booking_version integer,
+               confirmed_at timestamptz, slot_id uuid, resource_id uuid, capacity integer, available_count integer,
+               version bigint, is_open boolean, starts_at timestamptz, ends_at timestamptz)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -106,12 +107,15 @@ BEGIN
         FROM (VALUES ('booking.moved_away', old_slot, booking.quantity), ('booking.rescheduled', new_slot, places))
             AS moved (type, slot_id, quantity)
         WHERE moved.type = 'booking.rescheduled' OR new_slot <> old_slot;
+        -- Told as it is now, while it is locked: a moment later it may be another again, or none.
+        SELECT * INTO booking FROM bookings WHERE id = this_booking;
         decided := 'moved';
     END IF;
     RETURN QUERY
         SELECT decided, clock, CASE WHEN decided = 'full' THEN (
                 SELECT min(w.expires_at) FROM bookings AS w
                 WHERE w.slot_id = new_slot AND w.status IN ('held', 'pending_payment')) END,
+            booking.quantity, booking.version, booking.confirmed_at,
             s.id, s.resource_id, s.capacity, s.available_count, s.version, s.status = 'open', s.starts_at, s.ends_at
         FROM (VALUES (1, new_slot), (2, old_slot)) AS both_slots (n, id)
         LEFT JOIN slots AS s ON s.id = both_slots.id AND s.venue_id = booking.venue_id
