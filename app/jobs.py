@@ -10,6 +10,7 @@ queue itself, its retries and its locks are procrastinate's.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,7 @@ import structlog
 from procrastinate import exceptions, jobs
 from psycopg.rows import namedtuple_row
 
-from app import checkout, notices, schedules
+from app import checkout, notices, queued, schedules
 from app.engine import Engine
 from app.errors import Unavailable
 from app.gateway import Unclear
@@ -186,14 +187,18 @@ def queue(engine: Engine) -> procrastinate.App:
     found = procrastinate.App(connector=connector)
 
     def task(name: str, do: Callable[..., Awaitable[str]]) -> None:
-        async def run(**arguments: Any) -> None:
+        async def run(context: procrastinate.JobContext, /, **arguments: Any) -> None:
             outcome = "failed"
+            arguments.pop(queued.FAILED_WITH, None)
             try:
                 outcome = await do(**arguments)
+            except Exception as error:
+                await _note_failure(engine, context, error)
+                raise
             finally:
                 JOBS.labels(name, outcome).inc()
 
-        found.task(name=name, retry=Patience())(run)
+        found.task(name=name, retry=Patience(), pass_context=True)(run)
 
     task("apply_stripe_event", lambda event_id: checkout.apply_event(engine, event_id))
     task("look_payment", lambda payment_id: _or_later(checkout.look(engine, payment_id)))
@@ -203,6 +208,13 @@ def queue(engine: Engine) -> procrastinate.App:
     task("tell_mirror", lambda slot_id: tell_mirror(engine, UUID(slot_id)))
     task("send_mail", lambda kind, booking_id, version=None: notices.send(engine, kind, booking_id, version))
     return found
+
+
+async def _note_failure(engine: Engine, context: procrastinate.JobContext, error: Exception) -> None:
+    if isinstance(error, STOPPED) or context.job.id is None:
+        return
+    with suppress(Unavailable):  # then the queue itself cannot be told either
+        await queued.note_failure(engine.ledger, context.job.id, error)
 
 
 async def _deliver(engine: Engine, delivery_id: UUID) -> str:
@@ -232,15 +244,15 @@ async def relaying(engine: Engine, waiting: procrastinate.App) -> None:
     if not isinstance(connector, procrastinate.PsycopgConnector):
         raise TypeError("the queue lives in Postgres")
     while True:
-        queued = 0
+        count = 0
         try:
             async with connector.pool.connection() as connection:
-                queued = await relay.turn(connection)
+                count = await relay.turn(connection)
             await relay.look_after_payments()
             await relay.send_webhooks()
         except Exception as error:
             _tell("relay_postponed", error)
-        if queued < EVENTS_PER_TURN:
+        if count < EVENTS_PER_TURN:
             await asyncio.sleep(TURN_SECONDS)
 
 

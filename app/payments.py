@@ -125,11 +125,26 @@ class Payments:
         rows = await self._ledger.repeatable("SELECT params FROM payments WHERE id = %s", (payment_id,))
         return rows[0].params if rows else None
 
-    async def listed(self, status: str | None, refund_status: str | None, limit: int) -> list[Payment]:
+    async def listed(
+        self,
+        status: str | None,
+        refund_status: str | None,
+        limit: int,
+        after: tuple[datetime, UUID] | None = None,
+    ) -> list[Payment]:
+        """List payments, the newest first, behind a position."""
         rows = await self._ledger.repeatable(
             f"SELECT {_COLUMNS} FROM payments WHERE (%(status)s::text IS NULL OR status = %(status)s)"  # noqa: S608
-            " AND (%(refund)s::text IS NULL OR refund_status = %(refund)s) ORDER BY created_at DESC LIMIT %(limit)s",
-            {"status": status, "refund": refund_status, "limit": limit},
+            " AND (%(refund)s::text IS NULL OR refund_status = %(refund)s)"
+            " AND (%(at)s::timestamptz IS NULL OR (created_at, id) < (%(at)s, %(id)s))"
+            " ORDER BY created_at DESC, id DESC LIMIT %(limit)s",
+            {
+                "status": status,
+                "refund": refund_status,
+                "at": after[0] if after else None,
+                "id": after[1] if after else None,
+                "limit": limit,
+            },
         )
         return [_payment(row) for row in rows]
 

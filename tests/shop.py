@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,47 +53,9 @@ class Shop:
     to_stripe: FaultProxy
     environ: dict[str, str]
 
-    @contextmanager
-    def with_worker(self, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
+    def with_worker(self, **environ: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """Run a job worker until the block ends; it may have been killed by then."""
-        with tempfile.TemporaryFile("w+") as log:
-            worker = subprocess.Popen(
-                [str(HOLDFAST), "worker"],
-                env={**os.environ, **self.environ, **environ},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                yield worker
-            finally:
-                self.wait_stoppable(worker)
-                worker.terminate()
-                try:
-                    code = worker.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    worker.kill()
-                    worker.wait()
-                    raise
-                log.seek(0)
-                told = log.read()
-                if code not in (0, -signal.SIGKILL):
-                    pytest.fail(f"the worker ended with {code}:\n{told[-3000:]}")
-
-    @staticmethod
-    def wait_stoppable(worker: subprocess.Popen[bytes]) -> None:
-        """Wait until a worker has got as far as to end cleanly when it is told to. It says so: which signals a process
-        catches tells nothing, since to measure coverage is to catch SIGTERM from the first line on.
-        """
-
-        def says_so() -> bool:
-            if worker.poll() is not None:
-                return True
-            with contextlib.suppress(OSError):  # it ended just now
-                return "worker_started" in Path(f"/proc/{worker.pid}/fd/2").read_text()
-            return False
-
-        eventually(says_so, "the worker to start", seconds=60)
+        return running_worker({**self.environ, **environ})
 
     def kill_http_workers(self) -> None:
         """Kill them all at one instant; others take their place."""
@@ -314,6 +276,49 @@ def assert_money_adds_up(query: Query, stripe: Simulator) -> None:
 def _is_nobodys(payment: Mapping[str, Any]) -> bool:
     """An order for a slot that there is not: reported as an orphan, and left to its owner."""
     return bool(payment["metadata"].get("nobodys"))
+
+
+@contextmanager
+def running_worker(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a job worker of the service with these settings until the block ends; it may have been killed by then."""
+    with tempfile.TemporaryFile("w+") as log:
+        worker = subprocess.Popen(
+            [str(HOLDFAST), "worker"],
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield worker
+        finally:
+            wait_stoppable(worker)
+            worker.terminate()
+            try:
+                code = worker.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+                raise
+            log.seek(0)
+            told = log.read()
+            if code not in (0, -signal.SIGKILL):
+                pytest.fail(f"the worker ended with {code}:\n{told[-3000:]}")
+
+
+def wait_stoppable(worker: subprocess.Popen[bytes]) -> None:
+    """Wait until a worker has got as far as to end cleanly when it is told to. It says so: which signals a process
+    catches tells nothing, since to measure coverage is to catch SIGTERM from the first line on.
+    """
+
+    def says_so() -> bool:
+        if worker.poll() is not None:
+            return True
+        with contextlib.suppress(OSError):  # it ended just now
+            return "worker_started" in Path(f"/proc/{worker.pid}/fd/2").read_text()
+        return False
+
+    eventually(says_so, "the worker to start", seconds=60)
 
 
 @contextmanager

@@ -293,7 +293,14 @@ def test_a_hold_is_taken_read_prolonged_and_given_up(operator: httpx.Client, eve
 
     listed = operator.get("/v1/holds", params={"slot_id": slot["id"]}).json()
     assert [each["id"] for each in listed["data"]] == [hold["id"]]
-    assert listed["data"][0].keys() == HOLD_FIELDS  # tokens are for their holders
+    assert listed["data"][0].keys() == HOLD_FIELDS | {"created_at", "slot"}  # tokens are for their holders
+    assert at(listed["data"][0]["created_at"]) <= at(listed["data"][0]["server_time"])
+    assert listed["data"][0]["slot"] == {
+        "venue": slot["venue"],
+        "what": slot["resource"]["name"],
+        "starts_at": slot["starts_at"],
+        "timezone": slot["timezone"],
+    }
     assert [each["id"] for each in operator.get("/v1/holds", params={"venue": slot["venue"]}).json()["data"]] == [
         hold["id"]
     ]
@@ -580,6 +587,22 @@ def test_the_log_tells_what_happened(operator: httpx.Client, everyone: httpx.Cli
     assert of_booking == told[1:]
     confirmed = operator.get("/v1/events", params={"booking_id": booking["id"], "type": "booking.confirmed"}).json()
     assert confirmed == {"data": [told[1]], "next_cursor": None}
+
+
+def test_the_log_is_followed_from_near_its_end(operator: httpx.Client) -> None:
+    slot = factories.slot(operator)
+    for capacity in range(2, 5):
+        operator.patch(f"/v1/slots/{slot['id']}", json={"capacity": capacity})
+    of_slot: dict[str, Any] = {"slot_id": slot["id"]}
+
+    def told() -> bool:  # what is committed is shown when no older transaction is under way
+        data = operator.get("/v1/events", params={**of_slot, "last": 2}).json()["data"]
+        return [each["data"].get("capacity") for each in data] == [3, 4]
+
+    eventually(told, "the log to be told")
+    assert len(operator.get("/v1/events", params={**of_slot, "last": 9}).json()["data"]) == 4
+    for beside in ({"after": 0}, {"cursor": 1}):
+        assert_problem(operator.get("/v1/events", params={"last": 2, **beside}), 400, "invalid_request")
 
 
 def test_the_log_is_followed(operator: httpx.Client) -> None:

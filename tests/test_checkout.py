@@ -165,6 +165,15 @@ def test_s0_7_a_payment_confirms_and_takes_no_places_again(shop):
     assert session["metadata"]["slots_reserved"] == "true"
 
 
+def test_operators_list_payments_by_what_became_of_them(shop):
+    started = shop.checked_out(shop.slot())
+    found = []
+    for which in ({"status": "open"}, {"refund_status": "none"}, {"status": "mismatched"}, {"limit": "1"}):
+        answer = httpx.get(f"{shop.service.url}/v1/payments", params=which, headers=shop.service.operator)
+        found.append([payment["booking_id"] for payment in answer.json()["data"]].count(started["booking"]["id"]))
+    assert found == [1, 1, 0, 1]
+
+
 def test_s0_8_a_session_of_an_older_system_takes_its_places_by_webhook(shop):
     slot_id = shop.slot(5)
     session = shop.stripe.older_session(metadata={"slot_id": slot_id, "quantity": "2"}, amount_total=2 * PRICE)

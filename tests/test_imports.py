@@ -46,11 +46,13 @@ ALLOWED = {
         "ledger",
         "mail",
         "notices",
+        "queued",
         "schedules",
         "telemetry",
         "waiting",
         "webhooks",
     },
+    "queued": {"errors", "ledger"},
     "worker": {"engine", "jobs", "settings"},
 }
 #: Packages, each as a whole.

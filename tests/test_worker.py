@@ -34,7 +34,7 @@ from app.migrate import upgrade
 from app.settings import from_env
 from tests.redis_servers import RedisServer, running_redis
 from tests.service import Postgres, all_at_once, eventually
-from tests.shop import PRICE, Shop, running_shop
+from tests.shop import PRICE, Shop, running_shop, wait_stoppable
 from tests.stripe_simulator import SDK_WARNING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(SDK_WARNING)]
@@ -344,8 +344,8 @@ def test_a_worker_without_postgres_waits_for_it_and_can_be_stopped(shop, own_pos
 
             eventually(refused, "the webhook to be refused for now", seconds=30)
             assert shop.check_out(slot_id).status_code == 503
-            shop.wait_stoppable(one)
-            shop.wait_stoppable(other)
+            wait_stoppable(one)
+            wait_stoppable(other)
             other.terminate()
             assert other.wait(timeout=30) == 0
         shop.wait_ready()

@@ -8,6 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from app.api import (
     appointments,
     calendars,
+    jobs,
     live,
     machines,
     operator_pages,
@@ -43,8 +44,8 @@ def _allowing(path: str, methods: str) -> HTTPRouteHandler:
 
 _HANDLERS = [
     *public.ROUTES, *appointments.ROUTES, *payments.ROUTES, *operators.ROUTES, *timetable.ROUTES,
-    *webhooks.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *live.ROUTES, *machines.ROUTES, problems.describe,
-    *session.ROUTES, *pages.ROUTES, *operator_pages.ROUTES,
+    *webhooks.ROUTES, *jobs.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *live.ROUTES,
+    *machines.ROUTES, problems.describe, *session.ROUTES, *pages.ROUTES, *operator_pages.ROUTES,
 ]  # fmt: skip
 #: Litestar adds its own answer to a path that has none yet: ours come first.
 ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -14,6 +14,7 @@ from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, keyed, operator_only, query
 from app.catalogue import BookingFilter, EventFilter
+from app.errors import InvalidRequest
 from app.telemetry import request_id
 
 #: A thousand slots are more than the 16 KiB that other bodies may have.
@@ -155,7 +156,8 @@ async def list_holds(request: ApiRequest) -> Response[wire.HoldPage]:
     """List live holds, those that end first first."""
     asked = query(request, wire.HoldQuery)
     holds = await booking.list_holds(request.engine, asked.venue, asked.slot_id)
-    return answers.ok(wire.HoldPage(data=[wire.hold(hold) for hold in holds]))
+    slots = {slot.id: slot for slot in await request.engine.ledger.slots(sorted({hold.slot_id for hold in holds}))}
+    return answers.ok(wire.HoldPage(data=[wire.live_hold(hold, slots.get(hold.slot_id)) for hold in holds]))
 
 
 @get(
@@ -191,14 +193,23 @@ async def list_bookings(request: ApiRequest) -> Response[wire.BookingPage]:
     responses=problems(401),
 )
 async def list_events(request: ApiRequest) -> Response[wire.EventPage]:
-    """Read the audit log; with `after`, follow it: then `next_cursor` is the next `after`, else the next `cursor`."""
+    """Read the audit log; with `after`, follow it: then `next_cursor` is the next `after`, else the next `cursor`.
+
+    With `last` instead, it begins so many events before its end, in the same order as `after`.
+    """
     asked = query(request, wire.EventQuery)
     which = EventFilter(type=asked.type, slot_id=asked.slot_id, booking_id=asked.booking_id)
-    if asked.after is not None:
-        found = await request.catalogue.feed(which, asked.after, asked.limit + 1)
+    after = asked.after
+    if asked.last is not None:
+        if after is not None or asked.cursor is not None:
+            raise InvalidRequest("last", "Goes with neither after nor cursor")
+        ledger = request.engine.ledger
+        after = await ledger.event_before_last(asked.last, asked.type, asked.slot_id, asked.booking_id)
+    if after is not None:
+        found = await request.catalogue.feed(which, after, (asked.last or asked.limit) + 1)
     else:
         found = await request.catalogue.events(which, asked.cursor, asked.limit + 1)
-    shown = found[: asked.limit]
+    shown = found[: asked.last or asked.limit]
     more = str(shown[-1].seq) if len(found) > len(shown) else None
     return answers.ok(wire.EventPage(data=[wire.event(each) for each in shown], next_cursor=more))
 

@@ -10,9 +10,9 @@ from litestar.params import JSONBody, SkipValidation
 from app import checkout
 from app.api import answers, wire
 from app.api.answers import SAFE_HEADERS
-from app.api.docs import problems
+from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey, wanted
-from app.api.strict import ApiRequest, idempotency_key
+from app.api.strict import ApiRequest, idempotency_key, operator_only, query
 from app.errors import InvalidRequest, NotFound
 from app.gateway import BadSignature, verified
 from app.telemetry import outcomes
@@ -39,6 +39,23 @@ async def create_checkout(
         expires_at=started.expires_at,
     )
     return answers.created(body, location=f"/v1/bookings/{made.id}", replayed=made.replayed)
+
+
+@get(
+    "/v1/payments",
+    opt={"query": wire.PaymentQuery},
+    guards=[operator_only],
+    security=operator_security,
+    responses=problems(401),
+)
+async def list_payments(request: ApiRequest) -> Response[wire.PaymentPage]:
+    """List payments, the newest first. `status=mismatched`, and `refund_status=due` for long, need a person."""
+    asked = query(request, wire.PaymentQuery)
+    payments, after = request.engine.payments, wire.position(asked.cursor)
+    found = await payments.listed(asked.status, asked.refund_status, asked.limit + 1, after)
+    shown = found[: asked.limit]
+    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    return answers.ok(wire.PaymentPage(data=[wire.listed_payment(each) for each in shown], next_cursor=more))
 
 
 @post("/v1/webhooks/stripe", status_code=200, request_max_body_size=MAX_EVENT_BYTES, responses=problems(404, 413))
@@ -101,4 +118,4 @@ def gave_up() -> Response[str]:
     )
 
 
-ROUTES: list[HTTPRouteHandler] = [create_checkout, receive_stripe_event, thanks, gave_up]
+ROUTES: list[HTTPRouteHandler] = [create_checkout, list_payments, receive_stripe_event, thanks, gave_up]

@@ -44,6 +44,7 @@ _THINGS = {
     "delivery_id": NotFound,
     "feed_id": NotFound,
     "entry_id": NotFound,
+    "job_id": NotFound,
 }
 
 

@@ -18,7 +18,7 @@ from zoneinfo import available_timezones
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app import domain, waiting
+from app import domain, queued, waiting
 from app.api.strict import instant, whole
 from app.calendars import feeds
 from app.catalogue import NewResource, NewSlot, NewVenue
@@ -420,19 +420,38 @@ EventType = Annotated[str, Meta(max_length=81, pattern=whole(r"[a-z_]{1,40}\.[a-
 Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
 
 
+JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+
+
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """With `after` (0: from the beginning) the log is followed in the order of the commits, and nothing is skipped."""
+    """With `after` (0: from the beginning) the log is followed in the order of the commits, and nothing is skipped.
+    `last` begins with the last so many: go on with the `seq` of the last one as `after`.
+    """
 
     type: EventType | None = None
     slot_id: UUID | None = None
     booking_id: UUID | None = None
     after: Seq | None = None
+    last: Annotated[int, Meta(ge=1, le=1000)] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: Seq | None = None
 
 
 class WebhookEndpointQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     venue: Slug | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class JobQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    status: queued.Status = "failed"
+    limit: Limit = 50
+    cursor: Seq | None = None
+
+
+class PaymentQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    status: PaymentStatus | None = None
+    refund_status: RefundStatus | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -574,6 +593,22 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     degraded: bool
 
 
+class HeldSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """What is held, as people call it."""
+
+    venue: str
+    what: str
+    starts_at: At
+    timezone: str
+
+
+class LiveHold(Hold, frozen=True, kw_only=True):
+    """A hold as operators see it. `created_at` is of the clock of `server_time`; `slot` null: it was deleted since."""
+
+    created_at: At
+    slot: HeldSlot | None
+
+
 class CustomerShown(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     email: str
@@ -592,6 +627,15 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     refund_reason: str | None
     refunded: Money
     rebooked_as: UUID | None
+
+
+class ListedPayment(Payment, frozen=True, kw_only=True):
+    """A payment beside others, with what it is for."""
+
+    booking_id: UUID | None
+    slot_id: UUID
+    quantity: int
+    created_at: At
 
 
 class Booking(msgspec.Struct, frozen=True, kw_only=True):
@@ -648,7 +692,7 @@ class SlotsCreated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HoldPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Hold]
+    data: list[LiveHold]
     next_cursor: str | None = None
 
 
@@ -705,6 +749,30 @@ class WebhookDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 class WebhookDeliveryPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[WebhookDelivery]
+    next_cursor: str | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """`about` names what it is for, by ids; `error` is the type of its last failure, `next_at` when it is due again."""
+
+    id: int
+    task: str
+    about: dict[str, Any]
+    status: queued.Status
+    attempts: int
+    error: str | None
+    queued_at: At | None
+    failed_at: At | None
+    next_at: At | None
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Job]
+    next_cursor: str | None = None
+
+
+class PaymentPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[ListedPayment]
     next_cursor: str | None = None
 
 
@@ -945,6 +1013,13 @@ def hold(known: domain.Hold, token: str | UnsetType = UNSET) -> Hold:
     )
 
 
+def live_hold(known: domain.Hold, of: domain.Slot | None) -> LiveHold:
+    slot = None
+    if of is not None:
+        slot = HeldSlot(venue=of.venue, what=of.what, starts_at=of.starts_at, timezone=of.timezone)
+    return LiveHold(**msgspec.structs.asdict(hold(known)), created_at=known.since, slot=slot)
+
+
 def booking(
     known: domain.Booking, manage_token: str | UnsetType = UNSET, payment: domain.Payment | None = None
 ) -> Booking:
@@ -980,6 +1055,16 @@ def _payment(known: domain.Payment) -> Payment:
         refund_reason=known.refund_reason,
         refunded=Money(amount=known.refunded_amount, currency=known.currency),
         rebooked_as=known.rebooked_id,
+    )
+
+
+def listed_payment(known: domain.Payment) -> ListedPayment:
+    return ListedPayment(
+        **msgspec.structs.asdict(_payment(known)),
+        booking_id=known.booking_id,
+        slot_id=known.slot_id,
+        quantity=known.quantity,
+        created_at=known.created_at,
     )
 
 
@@ -1022,6 +1107,10 @@ def webhook_endpoint(known: endpoints.Endpoint, *, with_secret: bool = False) ->
         disabled_why=known.disabled_why,
         old_secret_until=known.old_secret_until,
     )
+
+
+def job(known: queued.Job) -> Job:
+    return Job(**msgspec.structs.asdict(known))
 
 
 def webhook_delivery(known: deliveries.Delivery) -> WebhookDelivery:
