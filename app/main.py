@@ -53,6 +53,7 @@ def create_app(chosen: Settings) -> Application:
             app.state.appointments = Appointments(running)
             app.state.origins = Origins(catalogue.origins)
             app.state.readiness = Readiness(running)
+            app.state.exposing = asyncio.Lock()
             app.state.live = hub = Hub(running, _render)
             application.follows(hub)
             try:

@@ -29,6 +29,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     generate_latest,
+    start_http_server,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -176,6 +177,15 @@ def exposition() -> tuple[bytes, str]:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Expose this process's metrics at a port of their own, from a thread: for one that serves nothing else.
+
+    Raises:
+        OSError: the port is taken, or the host is not ours.
+    """
+    start_http_server(port, addr=host)
 
 
 class Observed:

@@ -70,7 +70,9 @@ async def ready(request: ApiRequest) -> Response[Any]:
 @get("/metrics", include_in_schema=False)
 async def metrics(request: ApiRequest) -> Response[bytes]:
     """Expose the metrics of all worker processes."""
-    body, media_type = telemetry.exposition()
+    exposing: asyncio.Lock = request.app.state.exposing
+    async with exposing:  # in a thread, one at a time: customers do not wait until all files are added up
+        body, media_type = await asyncio.to_thread(telemetry.exposition)
     # As a header: to a media type of text Litestar would add a second charset.
     return Response(body, headers={**SAFE_HEADERS, "Content-Type": media_type})
 

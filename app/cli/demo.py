@@ -72,7 +72,7 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
         seeded = seed(settings.database_url)
         run = Run(settings.redis_url, settings.database_url, url, settings.operator_key, os.getpid())
         stack.enter_context(published(home, run))
-        stack.enter_context(metrics_dir(settings.workers, home))
+        stack.enter_context(metrics_dir(settings.workers + 1, home))  # the job worker counts, too
         log = stack.enter_context(_log(home))
         supervise(
             listener,

@@ -59,9 +59,9 @@ def url_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def metrics_dir(workers: int, home: Path | None = None) -> Iterator[None]:
-    """Several workers add up their metrics in a directory, which must be new and known before they start."""
-    if workers == 1:
+def metrics_dir(processes: int, home: Path | None = None) -> Iterator[None]:
+    """Several processes add up their metrics in a directory, which must be new and known before they start."""
+    if processes == 1:
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
         yield
         return
