@@ -14,6 +14,7 @@ is left, which Stripe gives once. A webhook is only a reason to look: everything
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -68,10 +69,14 @@ EVENTS = frozenset(
         "checkout.session.async_payment_failed",
         "checkout.session.expired",
         "charge.refunded",
+        "charge.refund.updated",
+        "refund.updated",
+        "refund.failed",
     }
 )
 _OF_SESSION = ("id", "status", "payment_status", "amount_total", "currency", "payment_intent", "metadata")
-_OF_CHARGE = ("id", "amount_refunded", "payment_intent", "metadata")
+#: Of a charge, or of a refund: whose it is. The rest is read from Stripe.
+_OF_MONEY_BACK = ("id", "payment_intent")
 #: Pages a customer may be sent to without TLS: those of a developer's own machine.
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -275,8 +280,9 @@ async def _tell_mirror(engine: Engine, change: Change) -> None:
 
 def needed(event_type: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of an event's object what acting on it needs; who paid, only where no booking of ours knows that."""
-    fields = _OF_CHARGE if event_type.startswith("charge.") else _OF_SESSION
-    kept = {name: about.get(name) for name in fields}
+    if "refund" in event_type:
+        return {name: about.get(name) for name in _OF_MONEY_BACK}
+    kept = {name: about.get(name) for name in _OF_SESSION}
     metadata = about.get("metadata")
     if not isinstance(metadata, Mapping) or metadata.get("slots_reserved") != "true":
         kept |= {name: about.get(name) for name in ("customer_details", "customer_email")}
@@ -292,8 +298,8 @@ async def apply_event(engine: Engine, event_id: str) -> str:
     event = await engine.payments.event(event_id)
     if event is None or event.applied:
         return "done before"
-    if event.type == "charge.refunded":
-        outcome = await _refunded_elsewhere(engine, event.object)
+    if "refund" in event.type:
+        outcome = await _look_at_refunds(engine, str(event.object.get("payment_intent") or ""))
     else:
         outcome = await _settle_event(engine, event)
     await engine.payments.applied(event_id, outcome)
@@ -377,23 +383,25 @@ def _legacy_order(metadata: Mapping[str, str]) -> tuple[UUID | None, int]:
     return (slot_id, quantity) if 1 <= quantity <= 100_000 else (None, 0)
 
 
-async def _refunded_elsewhere(engine: Engine, charge: Mapping[str, Any]) -> str:
-    """Take note of money that went back, whoever sent it; who has all of it back has no booking any more."""
-    intent = str(charge.get("payment_intent") or "")
+async def _look_at_refunds(engine: Engine, intent: str) -> str:
+    """Take note of what went back of a payment, whoever sent it, and of what did not arrive. It is read from Stripe:
+    news of refunds overtake each other, too. Who has all of the money back has no booking any more.
+    """
+    gateway = engine.gateway
+    if gateway is None or not intent:
+        return "not ours"
     payment = await engine.payments.of_intent(intent)
-    if payment is None and engine.gateway is not None and intent:
-        # It overtook the news that it was paid at all.
-        try:
-            session = await engine.gateway.session_of_intent(intent)
-        except (NoSuchSession, Refused):
-            session = None
-        if session is not None:
-            await settle(engine, session)
+    if payment is None:
+        with contextlib.suppress(NoSuchSession, Refused):
+            if (session := await gateway.session_of_intent(intent)) is not None:
+                await settle(engine, session)  # it overtook the news that it was paid at all
         payment = await engine.payments.of_intent(intent)
     if payment is None:
         return "not ours"
-    change = await engine.payments.record_refund(payment.id, int(charge.get("amount_refunded") or 0), None)
+    change = await engine.payments.record_refunds(payment.id, await gateway.refunds(intent))
     await _tell_mirror(engine, change)
+    if change.word == "failed":
+        log.warning("refund_failed", payment_id=str(payment.id))
     return change.word
 
 
@@ -533,13 +541,18 @@ async def refund(engine: Engine, payment_id: UUID) -> str:
         raise Refused("nothing was charged")
     try:
         # Another key each time it is handed out: Stripe would only repeat an error that it has stored.
-        done = await gateway.refund(payment.payment_intent, f"refund:{payment_id}:{payment.asked_at.isoformat()}")
-        refund_id: str | None = done.id
+        key = f"refund:{payment_id}:{payment.asked_at.isoformat()}"
+        found = [await gateway.refund(payment.payment_intent, key)]
     except AlreadyRefunded:
-        refund_id = None
-    change = await engine.payments.record_refund(payment_id, None, refund_id)
+        found = await gateway.refunds(payment.payment_intent)
+    change = await engine.payments.record_refunds(payment_id, found)
     await _tell_mirror(engine, change)
     return change.word
+
+
+async def note_by_hand(engine: Engine, payment_id: UUID) -> None:
+    """Note for an operator that a payment was given back without Stripe: it could not, or nobody wants it to."""
+    await _tell_mirror(engine, await engine.payments.record_by_hand(payment_id))
 
 
 def is_retryable(error: Exception) -> bool:

@@ -164,7 +164,7 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PaymentStatus = Literal["creating", "open", "closing", "abandoned", "failed", "expired", "paid", "mismatched"]
-RefundStatus = Literal["none", "due", "waived", "done"]
+RefundStatus = Literal["none", "due", "waived", "done", "failed"]
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):

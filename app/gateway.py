@@ -93,8 +93,11 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refund(msgspec.Struct, frozen=True):
+    """Money that goes back. It may fail weeks after it was made, and is the seller's again."""
+
     id: str
     amount: int
+    failed: bool
 
 
 def session_of(found: Mapping[str, Any]) -> Session:
@@ -184,7 +187,17 @@ class Gateway:
         """
         create = self._client.v1.refunds.create_async
         done = await self._ask(lambda: create({"payment_intent": payment_intent}, {"idempotency_key": key}))
-        return Refund(str(done.id), int(done.amount))
+        return _refund(done)
+
+    async def refunds(self, payment_intent: str) -> list[Refund]:
+        """Read what went back of a payment, whoever asked for it, and what became of that.
+
+        Raises:
+            NoSuchSession: another account's. Refused, Unclear
+        """
+        listed = self._client.v1.refunds.list_async
+        found = await self._ask(lambda: listed({"payment_intent": payment_intent, "limit": 100}))
+        return [_refund(one) for one in found.data]
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         errors = self._stripe
@@ -205,6 +218,10 @@ class Gateway:
             if error.http_status is None:
                 raise Unclear(error.code or type(error).__name__) from error
             raise Refused(error.code or type(error).__name__) from error
+
+
+def _refund(found: Any) -> Refund:
+    return Refund(str(found.id), int(found.amount), failed=found.status in ("failed", "canceled"))
 
 
 def gateway(settings: Settings) -> Gateway | None:

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from app.domain import Counts, Payment
-from app.gateway import Session
+from app.gateway import Refund, Session
 from app.ledger import Ledger, counts_of
 from app.tokens import new_id
 
@@ -149,7 +149,7 @@ class Payments:
         return [_payment(row) for row in rows]
 
     async def mismatches(self) -> int:
-        """Count what does not add up: always 0."""
+        """Count what does not add up: 0, or somebody must act."""
         [row] = await self._ledger.repeatable("SELECT count(*) AS n FROM money_mismatches", ())
         return int(row.n)
 
@@ -197,22 +197,30 @@ class Payments:
             ),
         )  # fmt: skip
 
-    async def record_refund(self, payment_id: UUID, total: int | None, refund_id: str | None) -> Change:
-        """Take note of money that went back, `total` minor units of this payment so far; None: all that was paid."""
-        return await self._change("record_refund(%s, %s, %s)", (payment_id, total, refund_id))
+    async def record_refunds(self, payment_id: UUID, found: Sequence[Refund]) -> Change:
+        """Take note of money that went back, or, as Stripe found later, did not."""
+        return await self._change("record_refunds(%s, %s)", (payment_id, msgspec.json.encode(found).decode()))
+
+    async def record_by_hand(self, payment_id: UUID) -> Change:
+        """Take note, for an operator, that what is left of a payment was given back in another way than by Stripe."""
+        return await self._change(
+            "record_refunds(%(id)s, (SELECT jsonb_build_array(jsonb_build_object('id', 'by hand: ' || id,"
+            " 'amount', paid_amount - refunded_amount, 'failed', false)) FROM payments WHERE id = %(id)s))",
+            {"id": payment_id},
+        )
 
     async def owe_refund(self, payment_id: UUID, why: str) -> None:
         """Decide, as an operator, that a payment goes back which nobody else has decided about."""
         # Locked before it is judged: somebody else may be deciding, or giving it back, at this moment.
         await self._ledger.repeatable(
             "WITH undecided AS MATERIALIZED ("
-            "  SELECT p FROM payments AS p WHERE p.id = %s AND p.refund_status IN ('none', 'waived')"
+            "  SELECT p FROM payments AS p WHERE p.id = %s AND p.refund_status IN ('none', 'waived', 'failed')"
             "    AND p.status IN ('paid', 'mismatched') FOR UPDATE)"
             " SELECT owe_refund(p, %s) FROM undecided",
             (payment_id, why),
         )
 
-    async def _change(self, call: str, values: tuple[Any, ...]) -> Change:
+    async def _change(self, call: str, values: tuple[Any, ...] | dict[str, Any]) -> Change:
         [row] = await self._ledger.repeatable(f"SELECT * FROM {call}", values)  # noqa: S608 a constant at each use
         return Change(row.word, row.booking_id, None if row.resource_id is None else counts_of(row))
 

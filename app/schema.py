@@ -447,7 +447,7 @@ payments = sa.Table(
     sa.Column("paid_amount", sa.BigInteger),
     sa.Column("refund_status", sa.Text, nullable=False, server_default="none"),
     sa.Column("refund_reason", sa.Text),
-    sa.Column("refund_id", sa.Text),
+    _at("owed_at", nullable=True),
     sa.Column("refunded_amount", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     _at("created_at", default=True),
     _at("asked_at", default=True),
@@ -457,12 +457,13 @@ payments = sa.Table(
     sa.ForeignKeyConstraint(["venue_id"], ["venues.id"], name="payments_of_a_venue"),
     sa.ForeignKeyConstraint(["slot_id"], ["slots.id"], name="payments_for_a_slot"),
     sa.UniqueConstraint("session_id", name="payments_session_unique"),
-    sa.UniqueConstraint("refund_id", name="payments_refund_unique"),
     sa.CheckConstraint(
         "status IN ('creating', 'open', 'closing', 'abandoned', 'failed', 'expired', 'paid', 'mismatched')",
         name="payments_status_known",
     ),
-    sa.CheckConstraint("refund_status IN ('none', 'due', 'waived', 'done')", name="payments_refund_status_known"),
+    sa.CheckConstraint(
+        "refund_status IN ('none', 'due', 'waived', 'done', 'failed')", name="payments_refund_status_known"
+    ),
     sa.CheckConstraint(
         f"refund_status = 'none' AND refunded_amount = 0 OR {_WAS_PAID}", name="payments_refund_of_what_was_paid"
     ),
@@ -470,6 +471,7 @@ payments = sa.Table(
     sa.CheckConstraint("(paid_at IS NULL) = (paid_amount IS NULL)", name="payments_paid_amount_when_paid"),
     sa.CheckConstraint("status <> 'paid' OR paid_amount = amount", name="payments_paid_amount_is_what_was_asked"),
     sa.CheckConstraint("(refund_status = 'done') = (refunded_at IS NOT NULL)", name="payments_refunded_at_when_done"),
+    sa.CheckConstraint("refund_status <> 'done' OR refunded_amount >= paid_amount", name="payments_refunded_when_done"),
     sa.CheckConstraint(
         "status NOT IN ('open', 'paid', 'mismatched') OR session_id IS NOT NULL", name="payments_session_when_open"
     ),
@@ -488,6 +490,20 @@ payments = sa.Table(
     sa.Index("payments_unfinished", "asked_at", postgresql_where=sa.text(_UNFINISHED)),
     sa.Index("payments_refunds_due", "asked_at", postgresql_where=sa.text("refund_status = 'due'")),
     sa.Index("payments_by_time", "created_at"),
+)
+
+refunds = sa.Table(
+    "refunds",
+    metadata,
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("payment_id", sa.Uuid, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    _at("created_at", default=True),
+    _at("failed_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="refunds_pkey"),
+    sa.ForeignKeyConstraint(["payment_id"], ["payments.id"], name="refunds_of_a_payment"),
+    sa.CheckConstraint("amount > 0", name="refunds_amount_positive"),
+    sa.Index("refunds_by_payment", "payment_id"),
 )
 
 webhook_inbox = sa.Table(

@@ -64,7 +64,7 @@ IN_DOUBT = Counter("holdfast_in_doubt", "Commits whose answer was lost and had t
 
 MONEY_MISMATCHES = Gauge(
     "holdfast_money_mismatches",
-    "Payments with neither booking nor refund, and bookings without their payment: alert on anything but 0",
+    "Payments with neither booking nor refund, refunds that failed, bookings not paid: alert on anything but 0",
     multiprocess_mode="livemax",
 )
 LIVE_STREAMS = Gauge("holdfast_live_streams", "Open streams of live updates", multiprocess_mode="livesum")

@@ -66,6 +66,10 @@ class Simulator:
         """Refund as somebody would in Stripe's Dashboard: the service hears of it by webhook only."""
         return self.control("POST", "refund", {"payment_intent": payment_intent, "amount": amount})
 
+    def fail_refund(self, refund_id: str, status: str = "failed") -> dict[str, Any]:
+        """Have a refund come back, days after it was made as it seems: `failed`, or `canceled`."""
+        return self.control("POST", f"refunds/{refund_id}/fail", {"status": status})
+
     def older_session(self, **fields: Any) -> dict[str, Any]:
         """Make a session that the service never asked for: `metadata`, `amount_total`, `client_reference_id`, …"""
         return self.control("POST", "sessions", fields)

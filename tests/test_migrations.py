@@ -78,6 +78,8 @@ EXPECTED_TRIGGERS = {
     ("occupied", "occupied_kept_by_bookings", "refuse_statement"),
     ("payments", "payments_follow_transitions", "payments_follow_transitions"),
     ("payments", "payments_never_deleted", "refuse_statement"),
+    ("refunds", "refunds_follow_transitions", "refunds_follow_transitions"),
+    ("refunds", "refunds_never_deleted", "refuse_statement"),
     ("slots", "slots_begin_empty", "slots_begin_empty"),
     ("slots", "slots_guard_changes", "slots_guard_changes"),
     ("slots", "slots_wanted_changed", "slots_offer_places"),

@@ -828,6 +828,86 @@ async def test_a_refund_of_somebody_elses_money_is_not_ours(till):
     assert await till.receive(event_of("charge.refunded", charge)) == ["not ours"]
 
 
+async def refunded(till: Till, slot_id: UUID) -> tuple[Started, str]:
+    """Pay, cancel and refund; returns the refund's id at Stripe, too."""
+    started = await confirmed(till, slot_id)
+    await till.cancel(started.booking.id)
+    assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+    [refund_id] = [
+        id_ for (id_,) in till.query("SELECT id FROM refunds WHERE payment_id = %s", till.payment_id(started))
+    ]
+    return started, refund_id
+
+
+@pytest.mark.parametrize("status", ["failed", "canceled"])
+async def test_a_refund_that_fails_later_is_reported_once_and_made_again_when_an_operator_says_so(till, status):
+    slot_id = till.slot()
+    started, refund_id = await refunded(till, slot_id)
+    payment_id = till.payment_id(started)
+    till.stripe.fail_refund(refund_id, status)
+    news = [event for event in till.told(started.session_id) if "refund" in event["type"]]
+    outcomes = await till.receive(*several_times(news, random.Random(43)))
+    assert (outcomes.count("failed"), set(outcomes)) == (1, {"failed", "already", "done before"})
+    assert till.statuses(slot_id) == (["cancelled"], [("paid", "failed")])
+    assert till.state(slot_id)["payments"][0][7] == 0
+    [told] = till.happened(slot_id, "payment.refund_failed")
+    assert (told["payment_id"], told["failed_amount"]) == (str(payment_id), PRICE)
+    # It is seen until somebody acts, …
+    assert till.query("SELECT payment_id, what FROM money_mismatches") == [(payment_id, "its refund failed")]
+    assert await checkout.refund(till.engine, payment_id) == "nothing to do"
+    # … and old news of the first refund do not spoil the second.
+    await till.engine.payments.owe_refund(payment_id, "by an operator")
+    again = [{**event, "id": f"{event['id']}_again"} for event in news]
+    assert set(await till.receive(*again)) == {"already"}
+    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await till.receive(*({**event, "id": f"{event['id']}_late"} for event in news)) == ["already"] * len(news)
+    assert till.statuses(slot_id)[1] == [("paid", "done")]
+
+
+async def test_every_order_of_a_failed_refunds_events_ends_in_one_state(till):
+    states = []
+    for order in itertools.permutations(range(4)):
+        slot_id = till.slot()
+        started = await paid(till, slot_id)
+        intent = till.stripe.session(started.session_id)["payment_intent"]
+        till.stripe.fail_refund(till.stripe.dashboard_refund(intent)["id"])
+        news = till.told(started.session_id)
+        assert [event["type"] for event in news[1:3]] == ["charge.refunded", "charge.refund.updated"]
+        await till.receive(*several_times([news[number] for number in order], random.Random(47)))
+        states.append(till.state(slot_id))
+    # The venue's refund came to nothing, and who paid is still booked.
+    assert states[0]["bookings"] == [(1, "confirmed", ADA.email)]
+    assert dict(states[0]["events"])["payment.refund_failed"] == 1
+    assert [state for state in states if state != states[0]] == []
+
+
+async def test_what_an_operator_gave_back_by_hand_is_noted_and_stripe_not_asked(till):
+    slot_id = till.slot()
+    started, refund_id = await refunded(till, slot_id)
+    payment_id = till.payment_id(started)
+    till.stripe.fail_refund(refund_id)
+    await till.receive(till.told(started.session_id)[-1])
+    await checkout.note_by_hand(till.engine, payment_id)
+    assert till.statuses(slot_id)[1] == [("paid", "done")]
+    assert till.query("SELECT what FROM money_mismatches") == []
+    assert await checkout.refund(till.engine, payment_id) == "nothing to do"
+    assert till.refunds(started.session_id) == [PRICE]  # the one that failed
+    # Only so that Stripe's books and ours are the same again after the test.
+    till.stripe.dashboard_refund(till.stripe.session(started.session_id)["payment_intent"])
+
+
+async def test_a_refund_that_stays_owed_is_seen(till):
+    slot_id = till.slot()
+    started = await confirmed(till, slot_id)
+    await till.cancel(started.booking.id)
+    payment_id = till.payment_id(started)
+    assert await till.engine.payments.mismatches() == 0
+    till.query("UPDATE payments SET owed_at = owed_at - interval '2 hours' WHERE id = %s RETURNING 1", payment_id)
+    assert await till.engine.payments.mismatches() == 1
+    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await till.engine.payments.mismatches() == 0
+
+
 async def test_a_pending_booking_that_is_cancelled_can_no_longer_be_paid(till):
     slot_id = till.slot()
     started = await till.check_out(slot_id)
@@ -905,6 +985,8 @@ async def test_cancelling_and_paying_at_the_same_moment_keeps_no_money(till):
         "UPDATE payments SET status = 'expired', paid_at = NULL, paid_amount = NULL WHERE id = %s",
         "UPDATE payments SET refund_status = 'due', refunded_at = NULL WHERE id = %s",
         "UPDATE payments SET refunded_amount = 0 WHERE id = %s",
+        "UPDATE refunds SET amount = 1 WHERE payment_id = %s",
+        "DELETE FROM refunds WHERE payment_id = %s",
         "UPDATE payments SET amount = 1, paid_amount = 1 WHERE id = %s",
         "UPDATE payments SET session_id = 'another' WHERE id = %s",
         "DELETE FROM payments WHERE id = %s",

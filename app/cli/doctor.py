@@ -22,7 +22,9 @@ STATEMENT_TIMEOUT = "60s"
 
 MIN_REDIS, MIN_POSTGRES = (6, 2), 150_000
 
-#: What must not be found in any committed state (I1, I2 and S0-11): every query answers with the slots that break it.
+MONEY = "Money adds up: paid means booked, or refunded once"
+#: What must not be found in any committed state (I1, I2 and S0-11): every query answers with the slots that break it,
+#: and that of the money with payments or bookings.
 INVARIANTS = {
     "No slot is oversold": """
         SELECT b.slot_id FROM bookings AS b JOIN slots AS s ON s.id = b.slot_id
@@ -47,7 +49,7 @@ INVARIANTS = {
             WHERE r.kind <> 'event' AND EXISTS (SELECT FROM bookings AS b WHERE b.slot_id = s.id
                 AND b.status IN ('held', 'pending_payment', 'confirmed'))) AS occupied_slots
         WHERE busy_until > starts_at""",
-    "Money adds up: paid means booked, or refunded once": "SELECT payment_id FROM money_mismatches",
+    MONEY: "SELECT coalesce(payment_id, booking_id) FROM money_mismatches",
     "Whoever was offered places from the waiting list has them": """
         SELECT w.offered_slot_id FROM waiting_entries AS w LEFT JOIN bookings AS b ON b.id = w.hold_id
         WHERE w.status = 'offered' AND (b.id IS NULL OR b.status NOT IN ('held', 'pending_payment'))""",
@@ -69,6 +71,8 @@ TRIGGERS = (
     "occupied_kept_by_bookings",
     "payments_follow_transitions",
     "payments_never_deleted",
+    "refunds_follow_transitions",
+    "refunds_never_deleted",
     "slots_begin_empty",
     "slots_guard_changes",
     "slots_wanted_changed",
@@ -197,8 +201,13 @@ def _postgres_checks(connection: "psycopg.Connection[Any]", settings: Settings) 
     yield from _rules(connection)
     for name, query in INVARIANTS.items():
         broken = [str(row[0]) for row in connection.execute(query).fetchmany(1000)]
-        found = f"{number(len(broken), 'slot')}, such as {broken[0]}" if broken else "0 rows"
+        noun = "payment" if name == MONEY else "slot"
+        found = f"{number(len(broken), noun)}, such as {broken[0]}" if broken else "0 rows"
         hint = "stop selling these slots; `holdfast events tail --slot …` tells what happened"
+        if name == MONEY:
+            hint = (
+                "`holdfast payments list --refund failed`, then `holdfast payments refund` (with --by-hand to note it)"
+            )
         yield Check(name, "violated" if broken else "ok", found, hint)
 
 

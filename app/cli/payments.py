@@ -26,7 +26,7 @@ def payments() -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One object for programs.")
 def list_command(status: str | None, refund: str | None, limit: int, as_json: bool) -> None:
-    """List payments, the newest first. `--status mismatched` and `--refund due` are worth a look now and then."""
+    """List payments, the newest first. What `--status mismatched` and `--refund failed` list waits for a person."""
     from app.cli.stores import with_engine
 
     found = with_engine(lambda engine: engine.payments.listed(status, refund, limit))
@@ -56,21 +56,29 @@ def show(payment_id: UUID, as_json: bool) -> None:
 
 @payments.command()
 @click.argument("payment_id", type=click.UUID, metavar="ID")
+@click.option("--by-hand", is_flag=True, help="It was given back in another way: only note it. Stripe is not asked.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def refund(payment_id: UUID, yes: bool) -> None:
-    """Give a payment back, all of it. The worker does it; whoever has it back has no booking any more."""
+def refund(payment_id: UUID, by_hand: bool, yes: bool) -> None:
+    """Give a payment back, all that is left of it, also after a refund that failed. The worker does it; whoever has it
+    back has no booking any more.
+    """
+    from app.checkout import note_by_hand
     from app.cli.stores import with_engine
 
-    async def owe(engine: "Engine") -> "Payment":
+    async def give_back(engine: "Engine") -> "Payment":
         payment = await _read(engine, payment_id)
-        if payment.paid_at is None or payment.refund_status in ("due", "done"):
+        settled = ("done",) if by_hand else ("due", "done")
+        if payment.paid_at is None or payment.refund_status in settled:
             raise Failed(f"The payment is {payment.status}, its refund {payment.refund_status}", code=CONFLICT)
-        confirm(f"Give {amount(payment)} back?", yes)
-        await engine.payments.owe_refund(payment_id, "by an operator")
+        confirm(f"Note that {amount(payment)} went back by hand?" if by_hand else f"Give {amount(payment)} back?", yes)
+        if by_hand:
+            await note_by_hand(engine, payment_id)
+        else:
+            await engine.payments.owe_refund(payment_id, "by an operator")
         return await _read(engine, payment_id)
 
-    payment = with_engine(owe)
-    say(f"{amount(payment)} goes back: {payment.refund_status}")
+    payment = with_engine(give_back)
+    say(f"{amount(payment)} went back" if by_hand else f"{amount(payment)} goes back: {payment.refund_status}")
 
 
 async def _read(engine: "Engine", payment_id: UUID) -> "Payment":

@@ -1,7 +1,7 @@
 """/_control: what tests do to the simulator. JSON, with the same key as the API."""
 
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from litestar import Response, delete, get, post
 from litestar.handlers import HTTPRouteHandler
@@ -169,6 +169,16 @@ async def refund(request: Asking, data: JSONBody[RefundParams]) -> Response[Any]
     return Response(objects.refund(simulator_of(request).ledger.refund(data)))
 
 
+class Failing(Struct, forbid_unknown_fields=True):
+    status: Literal["failed", "canceled"] = "failed"
+
+
+@post("/_control/refunds/{refund_id:str}/fail", status_code=200, guards=[with_key])
+async def fail_refund(request: Asking, refund_id: FromPath[str], data: JSONBody[Failing]) -> Response[Any]:
+    """Have a refund come back that had been made."""
+    return Response(objects.refund(simulator_of(request).ledger.fail_refund(refund_id, data.status)))
+
+
 class Clock(Struct, forbid_unknown_fields=True):
     offset_seconds: float
 
@@ -196,5 +206,6 @@ ROUTES: list[HTTPRouteHandler] = [
     settle,
     make_session,
     refund,
+    fail_refund,
     set_clock,
 ]

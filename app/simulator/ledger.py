@@ -256,6 +256,23 @@ class Ledger:
         self._tell("charge.refunded", objects.charge(payment))
         return refund
 
+    def fail_refund(self, refund_id: str, status: Literal["failed", "canceled"]) -> Refund:
+        """Have a refund come back, as when the customer's account was closed: the seller has the money again.
+
+        Raises:
+            StripeError: there is none that could.
+        """
+        refund = self.state.refunds.get(refund_id)
+        if refund is None:
+            raise missing("refund", refund_id, "refund")
+        if refund.status != "succeeded":
+            raise StripeError(400, f"This refund has a status of `{refund.status}`.", param="refund")
+        refund.status = status
+        self.state.payments[refund.payment_intent].refunded -= refund.amount
+        for kind in ("charge.refund.updated", "refund.updated", "refund.failed")[: 3 if status == "failed" else 2]:
+            self._tell(kind, objects.refund(refund))
+        return refund
+
     def _refundable(self, params: RefundParams) -> Payment:
         if params.payment_intent:
             payment = self.payment(params.payment_intent, 400)

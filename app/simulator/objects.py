@@ -114,7 +114,7 @@ def refund(refund: Refund) -> Json:
         "metadata": refund.metadata,
         "payment_intent": refund.payment_intent,
         "reason": refund.reason,
-        "status": "succeeded",
+        "status": refund.status,
     }
 
 

@@ -12,6 +12,7 @@ import msgspec
 Metadata = dict[str, str]
 SessionStatus = Literal["open", "complete", "expired"]
 PaymentStatus = Literal["processing", "succeeded", "requires_payment_method"]
+RefundStatus = Literal["succeeded", "failed", "canceled"]
 #: What became of telling an event: nobody listens; not yet; kept back; thrown away; a 2xx came; it was given up.
 Delivered = Literal["none", "pending", "held", "dropped", "delivered", "failed"]
 
@@ -75,6 +76,7 @@ class Refund(msgspec.Struct, kw_only=True):
     currency: str
     reason: str | None = None
     metadata: Metadata = {}
+    status: RefundStatus = "succeeded"
 
 
 class Attempt(msgspec.Struct, kw_only=True):

@@ -29,26 +29,26 @@ CREATE TABLE payments (
     paid_amount     bigint,                                  -- what was charged: another amount only when mismatched
     refund_status   text        NOT NULL DEFAULT 'none',
     refund_reason   text,
-    refund_id       text,
-    refunded_amount bigint      NOT NULL DEFAULT 0,
+    owed_at         timestamptz,                             -- since when it is to go back
+    refunded_amount bigint      NOT NULL DEFAULT 0,          -- the sum of its `refunds` that have not failed
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     asked_at        timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when Stripe was last asked how it stands
     paid_at         timestamptz,
     refunded_at     timestamptz,
     CONSTRAINT payments_session_unique UNIQUE (session_id),
-    CONSTRAINT payments_refund_unique UNIQUE (refund_id),
     -- creating: Stripe is being called. open: can be paid. closing: shall be expired, its booking was cancelled.
     -- abandoned: the customer was told that it failed, but the session may exist. failed, expired: can never be paid.
     -- mismatched: paid, but not what was asked: an operator decides.
     CONSTRAINT payments_status_known CHECK (
         status IN ('creating', 'open', 'closing', 'abandoned', 'failed', 'expired', 'paid', 'mismatched')),
-    CONSTRAINT payments_refund_status_known CHECK (refund_status IN ('none', 'due', 'waived', 'done')),
+    CONSTRAINT payments_refund_status_known CHECK (refund_status IN ('none', 'due', 'waived', 'done', 'failed')),
     CONSTRAINT payments_refund_of_what_was_paid
         CHECK (refund_status = 'none' AND refunded_amount = 0 OR status IN ('paid', 'mismatched')),
     CONSTRAINT payments_paid_at_when_paid CHECK ((status IN ('paid', 'mismatched')) = (paid_at IS NOT NULL)),
     CONSTRAINT payments_paid_amount_when_paid CHECK ((paid_at IS NULL) = (paid_amount IS NULL)),
     CONSTRAINT payments_paid_amount_is_what_was_asked CHECK (status <> 'paid' OR paid_amount = amount),
     CONSTRAINT payments_refunded_at_when_done CHECK ((refund_status = 'done') = (refunded_at IS NOT NULL)),
+    CONSTRAINT payments_refunded_when_done CHECK (refund_status <> 'done' OR refunded_amount >= paid_amount),
     CONSTRAINT payments_session_when_open CHECK (status NOT IN ('open', 'paid', 'mismatched') OR session_id IS NOT NULL),
     CONSTRAINT payments_amount_range CHECK (amount BETWEEN 0 AND 100000000000000 AND refunded_amount >= 0),
     CONSTRAINT payments_quantity_range CHECK (quantity BETWEEN 1 AND 100000),
@@ -63,6 +63,17 @@ CREATE INDEX payments_by_intent ON payments (payment_intent) WHERE payment_inten
 CREATE INDEX payments_unfinished ON payments (asked_at) WHERE status IN ('creating', 'open', 'closing', 'abandoned');
 CREATE INDEX payments_refunds_due ON payments (asked_at) WHERE refund_status = 'due';
 CREATE INDEX payments_by_time ON payments (created_at);                                         -- operators' list
+
+-- What went back of a payment: a row for each refund at Stripe, whoever asked for it, and one for what was given back by
+-- hand. Weeks later Stripe may learn that the customer's bank did not take it: then the money is the seller's again.
+CREATE TABLE refunds (
+    id          text        NOT NULL CONSTRAINT refunds_pkey PRIMARY KEY,
+    payment_id  uuid        NOT NULL CONSTRAINT refunds_of_a_payment REFERENCES payments (id),
+    amount      bigint      NOT NULL CONSTRAINT refunds_amount_positive CHECK (amount > 0),
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    failed_at   timestamptz
+);
+CREATE INDEX refunds_by_payment ON refunds (payment_id);
 
 -- What Stripe told us, once per event. `applied_at` is written with what the event changed: null means do it again
 -- (reliability.md T-27). Only what is needed to act is kept, and the customer of a session that is not ours.
@@ -105,13 +116,16 @@ CREATE TRIGGER bookings_confirmed_when_paid BEFORE UPDATE OF status ON bookings 
     WHEN (OLD.status = 'pending_payment' AND NEW.status = 'confirmed')
     EXECUTE FUNCTION bookings_confirmed_when_paid();
 
--- Money goes one way: what is paid stays paid, what was refunded is not refunded again.
+-- Money goes one way: what is paid stays paid, what was refunded is not refunded again unless Stripe could not do it.
+CREATE FUNCTION refunded_so_far(this_payment uuid) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT coalesce(sum(r.amount), 0)::bigint FROM refunds AS r WHERE r.payment_id = this_payment AND r.failed_at IS NULL
+$$;
 CREATE FUNCTION payments_follow_transitions() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF OLD.status IN ('paid', 'mismatched') AND NEW.status <> OLD.status
         OR OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'paid', 'mismatched')
-        OR OLD.refund_status = 'done' AND NEW.refund_status <> 'done'
-        OR NEW.refunded_amount < OLD.refunded_amount
+        OR OLD.refund_status = 'done' AND NEW.refund_status NOT IN ('done', 'failed')
+        OR NEW.refunded_amount <> OLD.refunded_amount AND NEW.refunded_amount <> refunded_so_far(NEW.id)
         OR (NEW.amount, NEW.currency, NEW.slot_id, NEW.quantity) <> (OLD.amount, OLD.currency, OLD.slot_id, OLD.quantity)
         OR NEW.session_id IS DISTINCT FROM OLD.session_id AND OLD.session_id IS NOT NULL
     THEN
@@ -125,19 +139,38 @@ CREATE TRIGGER payments_follow_transitions BEFORE UPDATE ON payments
 CREATE TRIGGER payments_never_deleted BEFORE DELETE OR TRUNCATE ON payments
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_statement();
 
--- The money query: always empty. Every paid session has a confirmed booking or a refund; every booking that was to be
--- paid and is confirmed has its payment, once, and keeps it.
+-- A refund happens to a refund but once: it fails, and for good.
+CREATE FUNCTION refunds_follow_transitions() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.failed_at IS NOT NULL OR (NEW.id, NEW.payment_id, NEW.amount) <> (OLD.id, OLD.payment_id, OLD.amount) THEN
+        RAISE EXCEPTION 'a refund only fails, and once'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'refunds_transitions_allowed';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refunds_follow_transitions BEFORE UPDATE ON refunds
+    FOR EACH ROW EXECUTE FUNCTION refunds_follow_transitions();
+CREATE TRIGGER refunds_never_deleted BEFORE DELETE OR TRUNCATE ON refunds
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_statement();
+
+-- The money query: empty, unless Stripe could not give something back; then it says so until somebody has acted. Every
+-- paid session has a confirmed booking or a refund; every booking that was to be paid and is confirmed has its payment,
+-- once, and keeps it.
 CREATE VIEW money_mismatches AS
     SELECT p.id AS payment_id, b.id AS booking_id, CASE
             WHEN p.status = 'paid' AND p.refund_status = 'none' AND b.status IS DISTINCT FROM 'confirmed'
                 THEN 'paid, but neither booked nor refunded'
             WHEN p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND b.status = 'confirmed'
                 THEN 'refunded, but still booked'
+            WHEN p.refund_status = 'failed' THEN 'its refund failed'
+            ELSE 'owed for more than an hour, and not given back'
         END AS what
     FROM payments AS p LEFT JOIN bookings AS b ON b.id = coalesce(p.rebooked_id, p.booking_id)
     WHERE p.status = 'paid' AND p.refund_status = 'none' AND b.status IS DISTINCT FROM 'confirmed'
         OR p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND p.paid_amount > 0
             AND b.status = 'confirmed'
+        OR p.refund_status = 'failed'
+        OR p.refund_status = 'due' AND p.owed_at < clock_timestamp() - interval '1 hour'
     UNION ALL
     SELECT NULL, b.id, 'confirmed, but not paid'
     FROM bookings AS b
@@ -482,7 +515,8 @@ END $$;
 -- Owe a payment back. Every penny of it: what a policy keeps is never asked for here.
 CREATE FUNCTION owe_refund(pay payments, why text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE payments SET refund_status = CASE WHEN paid_amount > 0 THEN 'due' ELSE 'waived' END, refund_reason = why
+    UPDATE payments SET refund_status = CASE WHEN paid_amount > 0 THEN 'due' ELSE 'waived' END, refund_reason = why,
+        owed_at = clock_timestamp(), asked_at = clock_timestamp()  -- under another key than a refund that failed
     WHERE id = pay.id;
     PERFORM log_payment(pay, 'refund.due', 'system', jsonb_build_object('reason', why));
 END $$;
@@ -581,42 +615,63 @@ BEGIN
     RETURN payment_changed('refund_due', NULL, this_slot);
 END $$;
 
--- Stripe has given money back, `total` of this payment in all (null: all of it): because we asked (`done_refund` names
--- it), or somebody did in its Dashboard. Who has all of the money back has no booking any more. `word`: refunded, partly, already, unknown.
-CREATE FUNCTION record_refund(this_payment uuid, total bigint, done_refund text) RETURNS payment_change
-LANGUAGE plpgsql AS $$
+-- End the booking whose money went back, where it is by now: it may have moved since it was paid.
+CREATE FUNCTION end_refunded_booking(pay payments) RETURNS payment_change LANGUAGE plpgsql AS $$
+DECLARE
+    ended   bookings;
+BEGIN
+    UPDATE bookings SET status = 'cancelled', cancelled_at = clock_timestamp(), expires_at = NULL
+    WHERE id = coalesce(pay.rebooked_id, pay.booking_id) AND status IN ('confirmed', 'pending_payment')
+    RETURNING * INTO ended;
+    IF ended.id IS NOT NULL THEN
+        pay.slot_id := ended.slot_id;
+        PERFORM log_payment(pay, 'booking.cancelled', 'system',
+            jsonb_build_object('reason', 'refunded at Stripe', 'quantity', ended.quantity));
+    END IF;
+    RETURN payment_changed('refunded', ended.id, pay.slot_id);
+END $$;
+
+-- What is known of a payment's refunds, `news`: [{"id", "amount", "failed"}, …], because we asked for one, or somebody
+-- did in Stripe's Dashboard. What is missing there says nothing: it may be newer, so that old news and new ones come in
+-- any order. Who has all of the money back has no booking any more. `word`: refunded, partly, failed (one of them, since
+-- the last time), already, unknown.
+CREATE FUNCTION record_refunds(this_payment uuid, news jsonb) RETURNS payment_change LANGUAGE plpgsql AS $$
 DECLARE
     pay     payments := lock_payment(this_payment);
+    failed  bigint;
+    total   bigint;
     whole   boolean;
-    ended   bookings;
 BEGIN
     IF pay.id IS NULL OR pay.status NOT IN ('paid', 'mismatched') THEN
         RETURN payment_changed('unknown', NULL, NULL);
     END IF;
-    total := coalesce(total, pay.paid_amount);
-    whole := total >= pay.paid_amount;
-    IF pay.refund_status = 'done' OR total <= pay.refunded_amount AND NOT whole THEN
-        UPDATE payments SET refund_id = done_refund WHERE id = this_payment AND refund_id IS NULL;
-        RETURN payment_changed('already', pay.booking_id, pay.slot_id);
-    END IF;
-    UPDATE payments SET refunded_amount = greatest(refunded_amount, total), refund_id = coalesce(done_refund, refund_id),
-        refund_status = CASE WHEN whole THEN 'done' ELSE refund_status END,
-        refunded_at = CASE WHEN whole THEN clock_timestamp() END,
-        refund_reason = coalesce(refund_reason, 'by the venue, at Stripe')
+    WITH changed AS (
+        INSERT INTO refunds AS known (id, payment_id, amount, failed_at)
+        SELECT told.id, this_payment, told.amount, CASE WHEN told.failed THEN clock_timestamp() END
+        FROM jsonb_to_recordset(news) AS told (id text, amount bigint, failed boolean)
+        ON CONFLICT (id) DO UPDATE SET failed_at = excluded.failed_at
+            WHERE known.failed_at IS NULL AND excluded.failed_at IS NOT NULL
+        RETURNING amount, failed_at)
+    SELECT sum(amount) INTO failed FROM changed WHERE failed_at IS NOT NULL;
+    total := refunded_so_far(this_payment);
+    whole := total >= pay.paid_amount AND total > 0;
+    UPDATE payments SET refunded_amount = total,
+        refund_status = CASE WHEN whole THEN 'done' WHEN failed > 0 AND refund_status IN ('due', 'done') THEN 'failed'
+            ELSE refund_status END,
+        refunded_at = CASE WHEN whole THEN coalesce(refunded_at, clock_timestamp()) END,
+        refund_reason = coalesce(refund_reason, CASE WHEN total > 0 THEN 'by the venue, at Stripe' END)
     WHERE id = this_payment;
-    PERFORM log_payment(pay, 'payment.refunded', 'system',
-        jsonb_build_object('refunded_amount', total, 'whole', whole, 'refund_id', done_refund));
-    IF whole THEN
-        UPDATE bookings SET status = 'cancelled', cancelled_at = clock_timestamp(), expires_at = NULL
-        WHERE id = coalesce(pay.rebooked_id, pay.booking_id) AND status IN ('confirmed', 'pending_payment')
-        RETURNING * INTO ended;
-        IF ended.id IS NOT NULL THEN
-            pay.slot_id := ended.slot_id;  -- where the booking was by now: it may have moved since it was paid
-            PERFORM log_payment(pay, 'booking.cancelled', 'system',
-                jsonb_build_object('reason', 'refunded at Stripe', 'quantity', ended.quantity));
-        END IF;
+    IF failed > 0 THEN
+        PERFORM log_payment(pay, 'payment.refund_failed', 'system',
+            jsonb_build_object('failed_amount', failed, 'refunded_amount', total));
     END IF;
-    RETURN payment_changed(CASE WHEN whole THEN 'refunded' ELSE 'partly' END, ended.id, pay.slot_id);
+    IF total > pay.refunded_amount THEN
+        PERFORM log_payment(pay, 'payment.refunded', 'system',
+            jsonb_build_object('refunded_amount', total, 'whole', whole));
+        RETURN CASE WHEN whole THEN end_refunded_booking(pay)
+            ELSE payment_changed('partly', NULL, pay.slot_id) END;
+    END IF;
+    RETURN payment_changed(CASE WHEN failed > 0 THEN 'failed' ELSE 'already' END, pay.booking_id, pay.slot_id);
 END $$;
 
 -- The function of 0001, which now also knows what becomes of the money: a session that can still be paid shall be
