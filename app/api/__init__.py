@@ -8,6 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from app.api import (
     appointments,
     calendars,
+    hosted,
     jobs,
     live,
     machines,
@@ -46,6 +47,7 @@ _HANDLERS = [
     *public.ROUTES, *appointments.ROUTES, *payments.ROUTES, *operators.ROUTES, *timetable.ROUTES,
     *webhooks.ROUTES, *jobs.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *live.ROUTES,
     *machines.ROUTES, problems.describe, *session.ROUTES, *pages.ROUTES, *operator_pages.ROUTES,
+    *hosted.ROUTES,
 ]  # fmt: skip
 #: Litestar adds its own answer to a path that has none yet: ours come first.
 ROUTES = [*_options(_HANDLERS), *_HANDLERS]

@@ -18,7 +18,7 @@ HTML = b"text/html; charset=utf-8"
 #: Nothing from elsewhere, nothing inline, nothing that frames it unless a page says whom it lets.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {framed_by}"
+    "connect-src 'self'; form-action {forms_to}; base-uri 'none'; frame-ancestors {framed_by}"
 )
 #: The files of one digest never change; of another they are of another deployment, and right only for now.
 _FOR_EVER = "public, max-age=31536000, immutable"
@@ -27,10 +27,14 @@ _FOR_NOW = "no-cache"
 _WIDGET = "public, max-age=300"
 
 
-def page(template: str, *, status: int = 200, framed_by: str = "'none'", **values: Any) -> Answer:
-    """Answer with a page. `framed_by`: the sources of `frame-ancestors`, who may show it in a frame."""
+def page(
+    template: str, *, status: int = 200, framed_by: str = "'none'", forms_to: str = "'self'", **values: Any
+) -> Answer:
+    """Answer with a page. `framed_by`: the sources of `frame-ancestors`, who may show it in a frame; `forms_to`: those
+    of `form-action`, where its forms and what answers them may lead.
+    """
     headers = {
-        "Content-Security-Policy": _POLICY.format(framed_by=framed_by),
+        "Content-Security-Policy": _POLICY.format(framed_by=framed_by, forms_to=forms_to),
         "Referrer-Policy": "same-origin",  # addresses of ours hold ids, which are nobody else's business
         "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=()",
     }

@@ -9,7 +9,6 @@ from litestar.params import JSONBody, SkipValidation
 
 from app import checkout
 from app.api import answers, wire
-from app.api.answers import SAFE_HEADERS
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey, wanted
 from app.api.strict import ApiRequest, idempotency_key, operator_only, query
@@ -85,37 +84,4 @@ async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
     return answers.ok({"received": True})
 
 
-# -- where customers land when they were not told of another page -----------------------------------------------------
-
-_STYLE = (
-    ":root{color-scheme:light dark}body{font:18px/1.6 system-ui,sans-serif;margin:20vh auto 0;max-width:32rem;"
-    "padding:0 1.5rem;background:Canvas;color:CanvasText}h1{font-size:1.6rem}"
-)
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
-
-
-def _page(title: str, text: str) -> Response[str]:
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1><p>{text}</p></html>"
-    )
-    headers = {**SAFE_HEADERS, "Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"}
-    return Response(page, media_type="text/html", headers=headers)
-
-
-@get("/checkout/thanks", include_in_schema=False, sync_to_thread=False)
-def thanks() -> Response[str]:
-    """Thank whoever comes back from paying. It promises nothing: only the webhook knows what was paid."""
-    return _page("Thank you", "As soon as your payment is confirmed, you get an e-mail with your booking.")
-
-
-@get("/checkout/cancelled", include_in_schema=False, sync_to_thread=False)
-def gave_up() -> Response[str]:
-    """Tell whoever did not pay what becomes of the places."""
-    return _page(
-        "Nothing was paid",
-        "You can still go back and pay for a while. After that, your places are offered to others.",
-    )
-
-
-ROUTES: list[HTTPRouteHandler] = [create_checkout, list_payments, receive_stripe_event, thanks, gave_up]
+ROUTES: list[HTTPRouteHandler] = [create_checkout, list_payments, receive_stripe_event]

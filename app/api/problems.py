@@ -1,6 +1,5 @@
 """The one place where a failure becomes an answer: `application/problem+json` (RFC 9457), whoever raised it."""
 
-import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from litestar.connection import Request
 from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.params import FromPath
 
-from app.api import wire
+from app.api import pages, wire
 from app.api.answers import Answer
 from app.domain import Alternatives
 from app.errors import BookingNotFound, HoldNotFound, InvalidRequest, NotFound, Problem, SlotNotFound
@@ -131,11 +130,10 @@ def titles() -> dict[str, tuple[int, str]]:
     return {"internal_error": (500, "Internal error"), **litestars, **ours}
 
 
-@get("/problems/{code:str}", include_in_schema=False, sync_to_thread=False, media_type="text/html")
-def describe(code: FromPath[str]) -> Response[str]:
+@get("/problems/{code:str}", include_in_schema=False, sync_to_thread=False)
+def describe(code: FromPath[str]) -> Response[Any]:
     """Tell in a sentence what a problem's `type` means."""
     if code not in titles():
         raise NotFoundException
     status, title = titles()[code]
-    page = f"<!doctype html><title>{html.escape(title)}</title><h1>{html.escape(title)}</h1><p>{status} {code}</p>"
-    return Response(page, headers={"X-Content-Type-Options": "nosniff"})
+    return pages.page("problem.html", title=title, status=status, code=code)

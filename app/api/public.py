@@ -61,7 +61,11 @@ async def list_slots(request: ApiRequest, known: IfNoneMatch = None) -> Response
     A slot is `closed` also when it is later than its schedule's notice allows. The ETag is of the page as it is
     answered, holds included.
     """
-    asked = query(request, wire.SlotQuery)
+    return answers.unless_known(await page_of_slots(request, query(request, wire.SlotQuery)), known)
+
+
+async def page_of_slots(request: ApiRequest, asked: wire.SlotQuery) -> wire.SlotPage:
+    """Fill a page. Only Redis knows the holds, so what Postgres lists may be too full, and more is asked for."""
     which = SlotFilter(
         venue=asked.venue,
         resource_id=asked.resource_id,
@@ -70,11 +74,6 @@ async def list_slots(request: ApiRequest, known: IfNoneMatch = None) -> Response
         starts_before=asked.starts_before,
         room_for=asked.quantity,
     )
-    return answers.unless_known(await _page_of_slots(request, which, asked), known)
-
-
-async def _page_of_slots(request: ApiRequest, which: SlotFilter, asked: wire.SlotQuery) -> wire.SlotPage:
-    """Fill a page. Only Redis knows the holds, so what Postgres lists may be too full, and more is asked for."""
     after = wire.position(asked.cursor)
     shown: list[wire.Slot] = []
     for _ in range(MAX_REFILLS):
@@ -97,8 +96,12 @@ async def _with_rooms(request: ApiRequest, slots: Sequence[Slot]) -> list[wire.S
 @get("/v1/slots/{slot_id:str}", responses=problems(404))
 async def read_slot(request: ApiRequest, slot_id: FromPath[UUID]) -> Response[wire.Slot]:
     """Read a slot and what can be taken of it now."""
+    return answers.ok(await slot_now(request, slot_id))
+
+
+async def slot_now(request: ApiRequest, slot_id: UUID) -> wire.Slot:
     slot = await request.catalogue.slot(slot_id)
-    return answers.ok((await _with_rooms(request, [slot]))[0])
+    return (await _with_rooms(request, [slot]))[0]
 
 
 # -- holds ------------------------------------------------------------------------------------------------------------

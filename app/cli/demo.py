@@ -173,10 +173,14 @@ def _log(home: Path) -> Iterator[Path]:
 def _welcome(run: "Run", home: Path, seeded: "Seeded", settings: "Settings") -> None:
     from rich.panel import Panel
 
+    from app.cli.seed import SLUG
     from app.cli.show import facts, out
 
     lines = facts()
-    lines.add_row("API", f"[bold]{run.api_url}[/]")
+    lines.add_row("Book", f"[bold]{run.api_url}/book/{SLUG}[/]")
+    lines.add_row("Calendar", f"{run.api_url}/calendar")
+    lines.add_row("Console", f"{run.api_url}/ops")
+    lines.add_row("API", run.api_url)
     lines.add_row("Docs", f"{run.api_url}/schema")
     lines.add_row("Health", f"{run.api_url}/readyz")
     lines.add_row("Metrics", f"{run.api_url}/metrics")

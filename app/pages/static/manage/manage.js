@@ -1,0 +1,207 @@
+// A customer's booking: look at it, move it, cancel it, put it into a calendar.
+
+import {
+  button, call, card, clock, dayOf, dayText, facts, h, midnight, money, named, newKey, nextDay, note, Refused, say, show, slots,
+  what, when, words, wrongLink,
+} from "./page.js";
+
+const path = `/v1/bookings/${named.id}`;
+const proof = { "Manage-Token": named.token };
+/** How often a booking that waits for its payment is looked at. */
+const LOOK_MS = 3_000;
+
+let booking, slot, venue;
+
+/** Read it anew and show it, with what is to be said about it. */
+async function refresh(...said) {
+  booking = await call("GET", path, { headers: proof });
+  slot = await call("GET", `/v1/slots/${booking.slot_id}`);
+  venue = await call("GET", `/v1/venues/${slot.venue}`);
+  render(...said);
+  if (booking.status === "pending_payment") setTimeout(() => guarded(refresh), LOOK_MS);
+}
+
+function render(...said) {
+  const live = booking.status === "confirmed" && new Date(slot.starts_at) > new Date();
+  show(
+    card(
+      words.your_booking,
+      h("p", { className: `status ${booking.status}` }, say(`status_${booking.status}`)),
+      ...said,
+      facts([
+        [words.fact_what, what(slot)],
+        [words.fact_where, venue.name],
+        [words.fact_when, `${when(slot.starts_at, slot.timezone)} – ${clock(slot.ends_at, slot.timezone)} (${slot.timezone})`],
+        [words.places, String(booking.quantity)],
+        [words.fact_price, price()],
+        [words.name, booking.customer?.name],
+        [words.number, booking.id],
+      ]),
+      ...refund().map((text) => note(text)),
+      h(
+        "p",
+        { className: "buttons" },
+        booking.status === "confirmed" ? button(words.add_to_calendar, () => guarded(download)) : null,
+        live ? button(words.cancel, askToCancel, "danger") : null,
+        live ? button(words.move, (event) => guarded(() => openMove(event.target)), "primary") : null,
+      ),
+      h("div", { id: "move" }),
+    ),
+  );
+}
+
+function price() {
+  if (booking.payment) return booking.payment.status === "paid" ? say("paid", { money: money(booking.payment.amount) }) : "";
+  if (!slot.price?.amount) return "";
+  return say("to_pay", { money: money({ ...slot.price, amount: slot.price.amount * booking.quantity }) });
+}
+
+function refund() {
+  const { payment } = booking;
+  if (!payment || payment.refund_status === "none") return [];
+  return [say(`refund_${payment.refund_status}`, { money: money(payment.amount) })];
+}
+
+/** Do something that may fail, and say so where the customer looks. */
+async function guarded(action) {
+  try {
+    await action();
+  } catch (error) {
+    if (error instanceof Refused && error.status === 404) wrongLink();
+    else if (booking) render(note(words[error instanceof Refused && error.status < 429 ? "ask_venue" : "unreachable"], "bad"));
+    else show(card(words.busy_title, note(words.unreachable, "bad"), button(words.again, () => guarded(refresh), "primary")));
+    if (!(error instanceof Refused || error instanceof TypeError)) throw error;
+  }
+}
+
+async function download() {
+  const entry = await call("GET", `${path}/calendar`, { headers: proof });
+  const link = h("a", { href: URL.createObjectURL(entry), download: "booking.ics" });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+// -- cancelling ----------------------------------------------------------------------------------------------------------
+
+function askToCancel() {
+  const until = new Date(new Date(slot.starts_at).getTime() - venue.refund_hours * 3_600_000);
+  const paid = booking.payment?.status === "paid";
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "cancel-title", onclose: () => dialog.remove() },
+    h("h2", { id: "cancel-title" }, words.cancel_title),
+    h("p", {}, words.cancel_free),
+    paid ? h("p", {}, say("cancel_policy", { when: when(until, slot.timezone) })) : null,
+    h(
+      "p",
+      { className: "buttons" },
+      button(words.cancel_no, () => dialog.close()),
+      button(words.cancel_yes, () => { dialog.close(); guarded(cancel); }, "danger"),
+    ),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+async function cancel() {
+  const headers = { ...proof, "Idempotency-Key": newKey() };
+  try {
+    await call("POST", `${path}/cancel`, { headers, busy: sayBusy });
+  } catch (error) {
+    if (error.problem?.code === "already_resolved") return refresh(note(words.changed, "warn"));
+    throw error;
+  }
+  return refresh(note(words.cancelled));
+}
+
+const sayBusy = () => document.querySelector("#move").replaceChildren(note(words.retrying, "warn"));
+
+// -- moving --------------------------------------------------------------------------------------------------------------
+
+const wanted = () => ({
+  venue: slot.venue,
+  ...(slot.service ? { service_id: slot.service.id } : { resource_id: slot.resource.id }),
+  quantity: booking.quantity,
+});
+
+/** Let a day be chosen, beginning with that of the booking. */
+async function openMove(opener) {
+  opener.disabled = true;
+  const day = h("input", { type: "date", id: "day", min: dayOf(new Date(), slot.timezone), value: dayOf(slot.starts_at, slot.timezone) });
+  const times = h("div", { "aria-live": "polite" });
+  const panel = h("div", { className: "panel" }, h("h2", {}, words.move), h("label", { htmlFor: "day" }, words.move_to), day, times);
+  document.querySelector("#move").replaceChildren(panel);
+  day.addEventListener("change", () => day.value && guarded(() => showTimes(day, times)));
+  await showTimes(day, times);
+  day.focus();
+}
+
+async function showTimes(day, times) {
+  const asked = day.value;
+  const from = new Date(Math.max(midnight(asked, slot.timezone), Date.now()));
+  const to = midnight(nextDay(asked), slot.timezone);
+  const free = to > from ? (await slots({ ...wanted(), from: from.toISOString(), to: to.toISOString() })).filter((each) => each.id !== slot.id) : [];
+  if (day.value !== asked) return; // another was chosen meanwhile
+  if (free.length) times.replaceChildren(...byPerson(free));
+  else times.replaceChildren(note(words.none_that_day), await nextFree(day, times, to));
+}
+
+/** The booking's own person first; the others are one click away. */
+function byPerson(free) {
+  const people = Map.groupBy ? Map.groupBy(free, (each) => each.resource.id) : grouped(free);
+  const mine = people.get(slot.resource.id);
+  const ordered = [...(mine ? [mine] : []), ...[...people].filter(([id]) => id !== slot.resource.id).map(([, each]) => each)];
+  return ordered.map((each, number) => h(
+    "details",
+    { open: number === 0 },
+    h("summary", {}, people.size > 1 || !mine ? say("with", { name: each[0].resource.name }) : words.free_times),
+    h("ul", { className: "times" }, each.map((to) => h("li", {}, button(clock(to.starts_at, to.timezone), () => guarded(() => move(to)))))),
+  ));
+}
+
+function grouped(free) {
+  const found = new Map();
+  for (const each of free) found.set(each.resource.id, [...(found.get(each.resource.id) ?? []), each]);
+  return found;
+}
+
+async function nextFree(day, times, from) {
+  const query = new URLSearchParams({ ...wanted(), from: new Date(Math.max(from, Date.now())).toISOString(), limit: 1 });
+  const [next] = (await call("GET", `/v1/slots?${query}`)).data;
+  if (!next) return h("p", { className: "quiet" }, words.nothing_at_all);
+  const then = dayOf(next.starts_at, next.timezone);
+  return button(say("next_free", { day: dayText(next.starts_at, next.timezone) }), () => { day.value = then; guarded(() => showTimes(day, times)); });
+}
+
+/** One swap: it has its old time or the new one, and the version says which booking was seen. */
+async function move(to) {
+  const before = when(slot.starts_at, slot.timezone);
+  const headers = { ...proof, "Idempotency-Key": newKey() };
+  try {
+    await call("POST", `${path}/reschedule`, { body: { slot_id: to.id, version: booking.version }, headers, busy: sayBusy });
+  } catch (error) {
+    return refused(error, before);
+  }
+  return refresh(note(say("moved", { when: before })));
+}
+
+async function refused(error, before) {
+  const code = error.problem?.code;
+  if (code === "payment_required") return render(note(words.must_pay, "warn"));
+  if (code === "already_resolved") return refresh(note(words.changed, "warn"));
+  if (code === "conflict") {
+    const seen = booking.version;
+    await refresh();
+    return render(note(words[booking.version === seen ? "ask_venue" : "changed"], "warn"));
+  }
+  if (code !== "slot_unavailable") throw error;
+  render(note(say("move_taken", { when: before }), "warn"));
+  const others = error.problem.alternatives.filter((each) => each.id !== slot.id);
+  if (!others.length) return undefined;
+  const choices = others.map((each) => h("li", {}, button(`${when(each.starts_at, each.timezone)} · ${each.resource.name}`, () => guarded(() => move(each)))));
+  document.querySelector("#move").replaceChildren(h("div", { className: "panel" }, h("h3", {}, words.instead), h("ul", { className: "choices" }, choices)));
+  return undefined;
+}
+
+if (named.token) await guarded(refresh);
+else wrongLink();

@@ -1,0 +1,126 @@
+// What the pages of customers share who came by a link with a token: the words of their language, and calls of the API.
+// The token stands behind the `#` of the address: the browser sends it to nobody, and this page only in a header.
+
+const root = document.querySelector("#booking");
+
+/** What the page says, in the language that the server chose. */
+export const words = JSON.parse(root.dataset.words);
+export const language = document.documentElement.lang;
+
+/** The id and the token of the address. */
+export const named = {
+  id: encodeURIComponent(decodeURIComponent(location.pathname.split("/")[2] ?? "")),
+  token: location.hash.slice(1),
+};
+
+/** Fill the places of a sentence. */
+export function say(name, values = {}) {
+  return words[name].replace(/\{(\w+)\}/g, (_, key) => String(values[key] ?? ""));
+}
+
+/** Make an element. Text is always text: nothing that somebody typed becomes markup. */
+export function h(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export const button = (text, onclick, kind = "") => h("button", { type: "button", className: kind, onclick }, text);
+
+/** A list of facts: pairs of name and value; what has no value is left out. */
+export function facts(pairs) {
+  const known = pairs.filter(([, value]) => value);
+  return h("dl", { className: "facts" }, known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("bdi", {}, value))]));
+}
+
+/** Something that was said goes into view, and to a screen reader. */
+export const note = (text, kind = "") => h("p", { className: `note ${kind}`, role: kind ? "alert" : "status" }, text);
+
+/** Show cards instead of what is there. */
+export const show = (...cards) => root.replaceChildren(...cards);
+export const card = (title, ...children) => h("section", { className: "card" }, h("h1", {}, title), ...children);
+export const wrongLink = () => show(card(words.wrong_link_title, h("p", {}, words.wrong_link)));
+
+/** A refusal of the service; `problem` is its RFC 9457 body. */
+export class Refused extends Error {
+  constructor(status, problem) {
+    super(problem.detail ?? String(status));
+    this.status = status;
+    this.problem = problem;
+  }
+}
+
+/** A name for one wish, so that sending it again is harmless. Also on pages without TLS, where there is no randomUUID. */
+export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+const TRIES = 5;
+
+/**
+ * Call the API. Whoever is told that the service is busy waits and tries again by himself; `busy` hears of that.
+ * @throws {Refused} an answer of 400 and more  @throws {TypeError} it cannot be reached
+ */
+export async function call(method, path, { body, headers = {}, busy = () => {} } = {}) {
+  for (let tries = 1; ; tries++) {
+    const answer = await fetch(path, {
+      method,
+      headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+    const calendar = answer.headers.get("content-type")?.startsWith("text/calendar");
+    if (answer.ok) return calendar ? answer.blob() : answer.json().catch(() => null);
+    if (![429, 503].includes(answer.status) || tries === TRIES) {
+      throw new Refused(answer.status, await answer.json().catch(() => ({})));
+    }
+    busy();
+    await new Promise((wake) => setTimeout(wake, 1000 * Number(answer.headers.get("retry-after") ?? 1)));
+  }
+}
+
+/** Read all slots of a query, as far as anybody looks. */
+export async function slots(query) {
+  const found = [];
+  const asked = new URLSearchParams({ ...query, limit: 100 });
+  for (let page = 0; page < 5; page++) {
+    const read = await call("GET", `/v1/slots?${asked}`);
+    found.push(...read.data);
+    if (!read.next_cursor) break;
+    asked.set("cursor", read.next_cursor);
+  }
+  return found;
+}
+
+// -- times and money ---------------------------------------------------------------------------------------------------
+
+export const money = ({ amount, currency }) => {
+  const format = new Intl.NumberFormat(language, { style: "currency", currency });
+  return format.format(amount / 10 ** format.resolvedOptions().maximumFractionDigits);
+};
+export const clock = (at, timeZone) =>
+  new Date(at).toLocaleTimeString(language, { hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone });
+export const dayText = (at, timeZone) =>
+  new Date(at).toLocaleDateString(language, { weekday: "long", day: "numeric", month: "long", timeZone });
+export const when = (at, timeZone) => `${dayText(at, timeZone)}, ${clock(at, timeZone)}`;
+export const what = (slot) => (slot.service ? `${slot.service.name} · ${slot.resource.name}` : slot.resource.name);
+
+/** The day of an instant on a zone's wall, as `2026-11-28`. */
+export const dayOf = (at, timeZone) => new Date(at).toLocaleDateString("sv-SE", { timeZone });
+
+/** The instant at which a day begins on a zone's wall. */
+export function midnight(day, timeZone) {
+  const wall = Date.parse(`${day}T00:00:00Z`);
+  let at = wall;
+  // The offset at the first guess may be another than at midnight: the second one is right.
+  for (let round = 0; round < 2; round++) at = wall - offset(at, timeZone);
+  return new Date(at);
+}
+
+function offset(at, timeZone) {
+  const shown = new Date(at).toLocaleString("sv-SE", { timeZone });
+  return Date.parse(`${shown.replace(" ", "T")}Z`) - Math.floor(at / 1000) * 1000;
+}
+
+export const nextDay = (day) => new Date(Date.parse(`${day}T00:00:00Z`) + 86_400_000).toISOString().slice(0, 10);
