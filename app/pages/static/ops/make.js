@@ -1,0 +1,42 @@
+// Elements, and lists of them that follow what there is. Text is only ever text: whatever people typed, it is shown.
+
+/** Make an element. `on…` are listeners, `false` and `null` leave an attribute out. */
+export function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+/** Set an element's text, unless it says that already: a screen reader need not look again. */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/**
+ * Keep a list in step with things. What stays keeps its element, and with it the focus.
+ * @param {Element} list
+ * @param {Object[]} things
+ * @param {(thing) => string} key
+ * @param {(thing) => Element} create
+ * @param {(element: Element, thing) => void} update
+ */
+export function keep(list, things, key, create, update = () => {}) {
+  const known = new Map([...list.children].map((element) => [element.dataset.key, element]));
+  const wanted = new Set(things.map(key));
+  for (const [name, element] of known) if (!wanted.has(name)) element.remove();
+  let at = list.firstElementChild;
+  for (const thing of things) {
+    let element = known.get(key(thing));
+    if (!element) {
+      element = create(thing);
+      element.dataset.key = key(thing);
+    }
+    update(element, thing);
+    if (element === at) at = at.nextElementSibling;
+    else list.insertBefore(element, at);
+  }
+}
