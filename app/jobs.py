@@ -54,7 +54,7 @@ MAX_TRIES = 80
 RECONCILE_SECONDS = 300.0
 #: How often the slots of those schedules are made whose time has come.
 KEEP_AHEAD_SECONDS = 5.0
-#: How often webhooks that were delivered long ago are forgotten, …
+#: How often is forgotten what nobody needs any more (each says where it is kept for how long), …
 FORGET_SECONDS = 3600.0
 #: … and how long jobs that failed for good are kept.
 FAILED_HOURS = 7 * 24
@@ -308,9 +308,11 @@ async def _forget_failed(_: Engine, waiting_jobs: procrastinate.App) -> None:
 
 
 async def _forget(engine: Engine, _: procrastinate.App) -> None:
-    forgotten = deliveries.FORGET_BATCH
-    while forgotten == deliveries.FORGET_BATCH:  # in pieces that a statement's time is enough for
-        forgotten = await deliveries.forget_delivered(engine.ledger)
+    # In pieces that a statement's time is enough for.
+    while await deliveries.forget_ended(engine.ledger):
+        pass
+    while await engine.payments.forget_news() or await engine.payments.forget_params():
+        pass
 
 
 async def _reconcile(engine: Engine, _: procrastinate.App) -> None:

@@ -27,6 +27,11 @@ CREATING_SECONDS = 60
 REFUND_SECONDS = 60
 #: Rows handed out at a time.
 BATCH = 100
+#: What Stripe was asked, with the customer's address, is kept for so long after it has been paid or given up, …
+PARAMS_DAYS = 30
+#: … and what it told us for so long. Stripe itself repeats nothing after three days, and lists nothing after 30.
+INBOX_DAYS = 90
+FORGET_BATCH = 1_000
 
 _COLUMNS = (
     "id, venue_id, slot_id, booking_id, rebooked_id, quantity, amount, currency, status, expires_at, session_id,"
@@ -286,6 +291,30 @@ class Payments:
             (REFUND_SECONDS, BATCH),
         )
         return [row.id for row in rows]
+
+    # -- what is not needed any more --------------------------------------------------------------------------------
+
+    async def forget_params(self) -> int:
+        """Forget what Stripe was asked of payments that are settled, a batch at a time; returns how many."""
+        [row] = await self._ledger.repeatable(
+            "WITH old AS (UPDATE payments SET params = NULL WHERE id IN ("
+            "  SELECT id FROM payments WHERE params IS NOT NULL AND created_at < now() - %s * interval '1 day'"
+            "    AND status NOT IN ('creating', 'open', 'closing', 'abandoned')"
+            "  ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) AS n FROM old",
+            (PARAMS_DAYS, FORGET_BATCH),
+        )
+        return int(row.n)
+
+    async def forget_news(self) -> int:
+        """Delete what Stripe told us long ago and was acted on, a batch at a time; returns how much."""
+        [row] = await self._ledger.repeatable(
+            "WITH old AS (DELETE FROM webhook_inbox WHERE event_id IN ("
+            "  SELECT event_id FROM webhook_inbox WHERE applied_at IS NOT NULL"
+            "    AND received_at < now() - %s * interval '1 day'"
+            "  ORDER BY received_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) AS n FROM old",
+            (INBOX_DAYS, FORGET_BATCH),
+        )
+        return int(row.n)
 
 
 def _payment(row: Row) -> Payment:

@@ -490,6 +490,7 @@ payments = sa.Table(
     sa.Index("payments_unfinished", "asked_at", postgresql_where=sa.text(_UNFINISHED)),
     sa.Index("payments_refunds_due", "asked_at", postgresql_where=sa.text("refund_status = 'due'")),
     sa.Index("payments_by_time", "created_at"),
+    sa.Index("payments_with_params", "created_at", postgresql_where=sa.text("params IS NOT NULL")),
 )
 
 refunds = sa.Table(

@@ -975,6 +975,26 @@ async def test_cancelling_and_paying_at_the_same_moment_keeps_no_money(till):
         assert till.refunds(started.session_id) == ([PRICE] if session["payment_status"] == "paid" else [])
 
 
+# -- forgetting -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_nobody_needs_any_more_is_forgotten_and_no_more_than_that(till):
+    done, waiting = till.slot(), till.slot()
+    paid_one, open_one = await confirmed(till, done), await till.check_out(waiting)
+    ids = [till.payment_id(paid_one), till.payment_id(open_one)]
+    payments = till.engine.payments
+    assert (await payments.forget_params(), await payments.forget_news()) == (0, 0)
+    old = "UPDATE payments SET created_at = created_at - interval '31 days' WHERE id = ANY (%s) RETURNING 1"
+    till.query(old, ids)
+    assert await payments.forget_params() == 1
+    assert [await payments.params(id_) is None for id_ in ids] == [True, False]
+    await payments.keep_event("evt_not_applied", "checkout.session.completed", {"id": "cs_none"})
+    till.query("UPDATE webhook_inbox SET received_at = received_at - interval '91 days' RETURNING 1")
+    assert await payments.forget_news() > 0
+    assert till.query("SELECT event_id FROM webhook_inbox") == [("evt_not_applied",)]
+    till.query("DELETE FROM webhook_inbox RETURNING 1")
+
+
 # -- the database refuses ---------------------------------------------------------------------------------------------
 
 

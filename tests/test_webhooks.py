@@ -503,9 +503,23 @@ async def test_what_arrived_long_ago_is_forgotten(venue: Venue, receiver: Receiv
         await venue.deliver(delivery_id)
     old = f"clock_timestamp() - interval '{deliveries.KEPT_DAYS + 1} days'"
     venue.query(f"UPDATE webhook_deliveries SET created_at = {old} WHERE id = ANY (%s)", [*made[:2], made[3]])
-    assert await webhooks.forget_delivered(venue.ledger) == 2
-    assert await webhooks.forget_delivered(venue.ledger) == 0
+    assert await webhooks.forget_ended(venue.ledger) == 2
+    assert await webhooks.forget_ended(venue.ledger) == 0
     assert {row[0] for row in venue.query("SELECT id FROM webhook_deliveries")} == {made[2], made[3]}
+
+
+async def test_the_dead_are_kept_longer_for_a_person(venue: Venue, receiver: Receiver) -> None:
+    await venue.endpoint(receiver.url)
+    made = await venue.enqueue(venue.happens(), venue.happens())
+    for delivery_id, days in zip(made, (deliveries.KEPT_DAYS + 1, deliveries.DEAD_DAYS + 1), strict=True):
+        venue.query(
+            "UPDATE webhook_deliveries SET status = 'dead', next_at = NULL,"
+            " created_at = clock_timestamp() - %s * interval '1 day' WHERE id = %s",
+            days,
+            delivery_id,
+        )
+    assert await webhooks.forget_ended(venue.ledger) == 1
+    assert venue.query("SELECT id FROM webhook_deliveries") == [(made[0],)]
 
 
 # -- bounds -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,6 @@ which order things happened to a booking.
 `endpoints` keeps where they go, `target` guards against going where they must not, `sending` is the request itself.
 """
 
-from app.webhooks.deliveries import Outcome, deliver, due, enqueue, forget_delivered
+from app.webhooks.deliveries import Outcome, deliver, due, enqueue, forget_ended
 
-__all__ = ["Outcome", "deliver", "due", "enqueue", "forget_delivered"]
+__all__ = ["Outcome", "deliver", "due", "enqueue", "forget_ended"]

@@ -48,8 +48,10 @@ ATTEMPT_SECONDS = 30
 LEASE_SECONDS = 60
 #: In workers' hands at a time of one endpoint, so that one that is slow and has a long backlog leaves room to others.
 MOST_PER_ENDPOINT = 5
-#: Delivered ones are shown for so long.
+#: Delivered ones are shown for so long, …
 KEPT_DAYS = 30
+#: … and dead ones, which a person may want to send again.
+DEAD_DAYS = 90
 FORGET_BATCH = 1_000
 
 _COLUMNS = (
@@ -341,14 +343,14 @@ async def redeliver(ledger: Ledger, delivery_id: UUID, request_id: str | None) -
     raise NotFound("Webhook delivery not found")
 
 
-async def forget_delivered(ledger: Ledger) -> int:
-    """Delete deliveries that arrived long ago, a batch at a time; returns how many. The dead stay, for a person."""
+async def forget_ended(ledger: Ledger) -> int:
+    """Delete deliveries that arrived or were given up long ago, a batch at a time; returns how many."""
     [row] = await ledger.repeatable(
         "WITH old AS (DELETE FROM webhook_deliveries WHERE id IN ("
-        "  SELECT id FROM webhook_deliveries WHERE status = 'delivered'"
-        "    AND created_at < now() - %s * interval '1 day'"
+        "  SELECT id FROM webhook_deliveries WHERE status IN ('delivered', 'dead')"
+        "    AND created_at < now() - CASE status WHEN 'dead' THEN %s ELSE %s END * interval '1 day'"
         "  ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) AS n FROM old",
-        (KEPT_DAYS, FORGET_BATCH),
+        (DEAD_DAYS, KEPT_DAYS, FORGET_BATCH),
     )
     return int(row.n)
 

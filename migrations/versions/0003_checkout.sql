@@ -21,8 +21,8 @@ CREATE TABLE payments (
     amount          bigint      NOT NULL,                    -- minor units, of all places together
     currency        text        NOT NULL,
     status          text        NOT NULL DEFAULT 'creating',
-    params          json,                                    -- null: made by an older system, see `book_legacy_payment`
-    expires_at      timestamptz,                             -- of the booking, as it was told; null as `params`
+    params          json,                                    -- null: made by an older system, or needed no more
+    expires_at      timestamptz,                             -- of the booking, as it was told; null: of an older system
     session_id      text,                                    -- null until Stripe has answered
     session_url     text,
     payment_intent  text,
@@ -63,6 +63,7 @@ CREATE INDEX payments_by_intent ON payments (payment_intent) WHERE payment_inten
 CREATE INDEX payments_unfinished ON payments (asked_at) WHERE status IN ('creating', 'open', 'closing', 'abandoned');
 CREATE INDEX payments_refunds_due ON payments (asked_at) WHERE refund_status = 'due';
 CREATE INDEX payments_by_time ON payments (created_at);                                         -- operators' list
+CREATE INDEX payments_with_params ON payments (created_at) WHERE params IS NOT NULL;            -- forgotten in this order
 
 -- What went back of a payment: a row for each refund at Stripe, whoever asked for it, and one for what was given back by
 -- hand. Weeks later Stripe may learn that the customer's bank did not take it: then the money is the seller's again.
