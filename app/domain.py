@@ -163,6 +163,9 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool = False
 
 
+#: Where `holdfast race` makes its slots. Nobody's business: who asks for "the" venue does not mean this one.
+RACE_VENUE = "holdfast-race"
+
 PaymentStatus = Literal["creating", "open", "closing", "abandoned", "failed", "expired", "paid", "mismatched"]
 RefundStatus = Literal["none", "due", "waived", "done", "failed"]
 

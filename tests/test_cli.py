@@ -26,7 +26,7 @@ from app.engine import Engine
 from app.holds import slot_keys
 from app.settings import Settings, SettingsError
 from tests.redis_servers import RedisServer, running_redis
-from tests.service import OPERATOR_KEY, SECRET, Postgres, Service, serving
+from tests.service import OPERATOR_KEY, SECRET, Postgres, Service, serving, store_environ
 
 CUSTOMER = Caller("customer", None)
 ADA = Customer("Ada Lovelace", "ada@example.com")
@@ -532,6 +532,19 @@ def test_a_race_for_several_places_and_one_that_fails(service, holdfast):
     assert (failed.code, failed.json["passed"], failed.json["data"][0]["successful"]) == (1, False, 2)
     slot_id = holdfast("race", *to, "--requests", 2, "--capacity", 4, "--json").json["data"][0]["slot_id"]
     assert holdfast("race", *to, "--slot", slot_id, "--requests", 5).code == 1
+
+
+def test_all_races_are_at_one_venue_which_no_calendar_asks_about(service, redis_server, holdfast, monkeypatch):
+    for name, value in store_environ(service.database_url, redis_server.url).items():
+        monkeypatch.setenv(name, value)
+    to = ("--url", service.url, "--operator-key", OPERATOR_KEY)
+    assert [holdfast("race", *to, "--requests", 1).code for _ in range(2)] == [0, 0]
+    assert service.query("SELECT slug FROM venues") == [("holdfast-race",)]
+    assert "There is no venue yet" in holdfast("calendar").err
+    service.query(
+        "INSERT INTO venues (id, slug, name, timezone) VALUES (gen_random_uuid(), 'own', 'Own', 'UTC') RETURNING 1"
+    )
+    assert holdfast("calendar", "--json").json["venue"] == "own"
 
 
 def test_a_race_of_fewer_buyers_than_winners_is_failed(service, holdfast):

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.domain import Hold
+from app.domain import RACE_VENUE, Hold
 from app.errors import NotFound, VenueNotFound
 from app.ledger import Ledger
 
@@ -148,7 +148,7 @@ async def find(ledger: Ledger, venue: str | None, resource: str | None) -> Subje
 
 
 async def _only_venue(ledger: Ledger) -> str:
-    rows = await ledger.repeatable("SELECT slug FROM venues ORDER BY slug LIMIT 20", ())
+    rows = await ledger.repeatable("SELECT slug FROM venues WHERE slug <> %s ORDER BY slug LIMIT 20", (RACE_VENUE,))
     if len(rows) != 1:
         names = ", ".join(row.slug for row in rows)
         raise NotFound(f"Which venue? Say --venue and one of: {names}" if rows else "There is no venue yet")

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 import ssl
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ import rich_click as click
 from app.cli.failing import DONE, FAILED, NOT_FOUND, USAGE, Failed
 from app.cli.home import Api, find_api
 from app.cli.show import emit, facts, out
+from app.domain import RACE_VENUE
 
 if TYPE_CHECKING:
     import httpx
@@ -113,7 +113,7 @@ async def _race(api: Api, buyers: int, iterations: int, capacity: int, slot_id: 
 
     async with httpx.AsyncClient(base_url=api.url, timeout=TIMEOUT_SECONDS) as client:
         key = api.operator_key or ""
-        track = {} if slot_id else await _make_track(client, key)
+        track = {} if slot_id else await _find_track(client, key)
         rounds = []
         for iteration in range(1, iterations + 1):
             raced = slot_id or await _make_slot(client, key, track, capacity, iteration)
@@ -121,12 +121,20 @@ async def _race(api: Api, buyers: int, iterations: int, capacity: int, slot_id: 
         return rounds
 
 
-async def _make_track(client: "httpx.AsyncClient", key: str) -> dict[str, str]:
-    """Make a venue of our own, so that no real slot is touched."""
-    slug = f"race-{secrets.token_hex(4)}"
-    await _post(client, key, "/v1/venues", {"slug": slug, "name": "Race", "timezone": "UTC"})
-    resource = await _post(client, key, "/v1/resources", {"venue": slug, "name": "Track", "kind": "event"})
-    return {"venue": slug, "resource_id": resource["id"]}
+async def _find_track(client: "httpx.AsyncClient", key: str) -> dict[str, str]:
+    """Find the venue of all races, or make it with the first, so that no real slot is touched."""
+    shown = await client.get(f"/v1/venues/{RACE_VENUE}")
+    tracks = shown.json()["resources"] if shown.status_code == 200 else []
+    if shown.status_code == 404:
+        await _once(client, key, "/v1/venues", {"slug": RACE_VENUE, "name": "Race", "timezone": "UTC"})
+    if not tracks:
+        tracks = [await _once(client, key, "/v1/resources", {"venue": RACE_VENUE, "name": "Track", "kind": "event"})]
+    return {"venue": RACE_VENUE, "resource_id": tracks[0]["id"]}
+
+
+async def _once(client: "httpx.AsyncClient", key: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Make what another first race may be making at this moment: both get the same."""
+    return await _post(client, key, path, body, {"Idempotency-Key": RACE_VENUE})
 
 
 async def _make_slot(
@@ -137,8 +145,10 @@ async def _make_slot(
     return UUID((await _post(client, key, "/v1/slots", {**track, **times, "capacity": capacity}))["id"])
 
 
-async def _post(client: "httpx.AsyncClient", key: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    response = await client.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
+async def _post(
+    client: "httpx.AsyncClient", key: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> dict[str, Any]:
+    response = await client.post(path, json=body, headers={"Authorization": f"Bearer {key}", **(headers or {})})
     if response.status_code != 201:
         raise Failed(f"POST {path} answered {response.status_code}: {response.text[:200]}")
     answer: dict[str, Any] = response.json()
