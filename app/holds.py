@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -577,6 +577,12 @@ class Holds:
         """
         if call.script in TOUCHING and reply[0] in TOUCHING[call.script]:
             self.touched[call.keys[0][4:78]] = None  # of hf:{<resource id>}:<slot id>:…
+            self.some_touched.set()
+
+    def note_new(self, slots: Iterable[tuple[UUID, UUID]]) -> None:
+        """Have live updates tell of new slots, given as (resource id, slot id): no script has touched them."""
+        for resource_id, slot_id in slots:
+            self.touched[f"{resource_id}}}:{slot_id}"] = None
             self.some_touched.set()
 
     async def _pipelined(self, calls: Sequence[Call], *, with_text: bool = False) -> list[Any]:

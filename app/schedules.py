@@ -40,6 +40,8 @@ CLAIMED_AT_ONCE = 10
 KEEP_SECONDS = 2.0
 #: How long somebody who changed a schedule waits for its slots. What is not done by then is the worker's.
 ON_DEMAND_SECONDS = 2.0
+#: New slots that open pages are told of, the nearest first. Who looks further ahead loads what he sees then.
+MOST_TOLD = 500
 #: Somebody changes the schedules again and again: then it is the worker's, too.
 MAX_TRIES = 3
 
@@ -109,6 +111,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Slots(msgspec.Struct, frozen=True):
+    """What became of one portion: slots that are new, and those that the mirror may know otherwise."""
+
+    made: list[UUID] = []
+    changed: list[UUID] = []
+
+
 async def make_slots(engine: Engine, resource_ids: Sequence[UUID]) -> Done:
     """Bring the slots of these resources up to date, as far as it goes in a moment: the days that are near first.
 
@@ -145,9 +154,10 @@ async def keep_ahead(engine: Engine) -> Done:
 
 async def _bring_up(engine: Engine, resource_id: UUID, deadline: float) -> Done:
     done = Done()
-    async for changed, words in _applied(engine.ledger, resource_id, deadline):
-        if changed:
-            await booking.slot_changed(engine, changed)
+    async for slots, words in _applied(engine.ledger, resource_id, deadline):
+        engine.holds.note_new((resource_id, slot) for slot in slots.made[: max(0, MOST_TOLD - done.made)])
+        if slots.changed:
+            await booking.slot_changed(engine, slots.changed)
         done += words
     return done
 
@@ -160,15 +170,15 @@ async def bring_up_to_date(ledger: Ledger, resource_id: UUID) -> Done:
     return done
 
 
-async def _applied(ledger: Ledger, resource_id: UUID, deadline: float) -> AsyncIterator[tuple[list[UUID], Done]]:
-    """Apply what the schedules say, portion by portion; tells of each which slots the mirror may know otherwise."""
+async def _applied(ledger: Ledger, resource_id: UUID, deadline: float) -> AsyncIterator[tuple[Slots, Done]]:
+    """Apply what the schedules say, portion by portion; tells of each which slots it made and changed."""
     for _ in range(MAX_TRIES):
         plan = await _plan(ledger, resource_id)
         if plan is None:
             return
         for portion in portions(plan, datetime.now(UTC)):
             if asyncio.get_running_loop().time() > deadline:
-                yield [], Done(finished=False)
+                yield Slots(), Done(finished=False)
                 return
             done = await _apply(ledger, plan, portion)
             if done is None:
@@ -177,7 +187,7 @@ async def _applied(ledger: Ledger, resource_id: UUID, deadline: float) -> AsyncI
         else:
             await _finished(ledger, plan)
             return
-    yield [], Done(finished=False)
+    yield Slots(), Done(finished=False)
 
 
 async def _plan(ledger: Ledger, resource_id: UUID) -> Plan | None:
@@ -220,7 +230,7 @@ def _wanted(plan: Plan, now: datetime, day: date) -> dict[UUID, Start]:
     return found
 
 
-async def _apply(ledger: Ledger, plan: Plan, portion: Portion) -> tuple[list[UUID], Done] | None:
+async def _apply(ledger: Ledger, plan: Plan, portion: Portion) -> tuple[Slots, Done] | None:
     """Have a portion made; None when the plan is not what the schedules say any more."""
     wanted = portion.wanted.values()
     rows = await ledger.repeatable(
@@ -240,10 +250,11 @@ async def _apply(ledger: Ledger, plan: Plan, portion: Portion) -> tuple[list[UUI
     words = Counter(row.what for row in rows)
     if "outdated" in words:
         return None
-    known_otherwise = [row.slot_id for row in rows if row.what != "made"]
-    return known_otherwise, Done(
-        made=words["made"], closed=words["closed"], reopened=words["reopened"], changed=words["changed"]
+    slots = Slots(
+        made=[row.slot_id for row in rows if row.what == "made"],
+        changed=[row.slot_id for row in rows if row.what != "made"],
     )
+    return slots, Done(made=words["made"], closed=words["closed"], reopened=words["reopened"], changed=words["changed"])
 
 
 async def _finished(ledger: Ledger, plan: Plan) -> None:

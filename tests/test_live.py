@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -311,8 +312,39 @@ async def test_a_new_resource_of_the_venue_is_part_of_it(with_redis, client):
         new = await client.post(
             "/v1/slots", json={**wanted, "resource_id": made.json()["id"]}, headers=with_redis.operator
         )
+        await shown.sees(new.json()["id"], available=5)  # before anybody has touched it
         await hold(client, new.json()["id"], 2)
         await shown.sees(new.json()["id"], held=2)
+
+
+async def test_what_a_schedule_makes_and_closes_is_seen(with_redis, client):
+    [slot_id] = await make_slots(with_redis, client, 1)
+    venue, resource = (await of(client, slot_id))["venue"], None
+    operator: dict[str, Any] = {"headers": with_redis.operator}
+    made = await client.post("/v1/resources", json={"venue": venue, "name": "Ada", "kind": "person"}, **operator)
+    resource = made.json()["id"]
+    wanted = {"venue": venue, "name": "Cut", "duration_minutes": 60, "resource_ids": [resource]}
+    service = (await client.post("/v1/services", json=wanted, **operator)).json()["id"]
+    async with page(client, venue=venue) as shown:
+        hours = {
+            "resource_id": resource,
+            "service_ids": [service],
+            "weekly": [{"weekday": day, "from": "09:00", "to": "10:00"} for day in range(1, 8)],
+            "step_minutes": 60,
+            "from_date": str(datetime.now(UTC).date()),
+            "horizon_days": 3,
+        }
+        schedule = await client.post("/v1/schedules", json=hours, **operator)
+        assert schedule.status_code == 201, schedule.text
+
+        def statuses() -> set[str]:
+            return {slot["status"] for slot in shown.slots if slot["resource"]["id"] == resource}
+
+        await shown.until(lambda: "available" in statuses(), "the slots of the schedule")
+        new = next(slot["id"] for slot in shown.slots if slot["resource"]["id"] == resource)
+        gone = await client.delete(f"/v1/schedules/{schedule.json()['id']}", **operator)
+        assert gone.status_code == 204, gone.text
+        await shown.sees(new, status="closed")
 
 
 async def test_what_makes_no_sense_is_a_problem(with_redis, client):

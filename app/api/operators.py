@@ -100,12 +100,16 @@ async def create_slots(
 ) -> Response[wire.Slot | wire.SlotsCreated]:
     """Create one slot, or up to 1,000 at once, all or none."""
     wanted = data.slots if isinstance(data, wire.SlotsWanted) else [data]
+    new: list[domain.Slot] = []
+
+    def shown(made: Sequence[domain.Slot]) -> bytes:
+        new.extend(made)
+        return _all_slots(made) if isinstance(data, wire.SlotsWanted) else _one_slot(made)
+
     answer = await request.catalogue.create_slots(
-        [slot.to_new() for slot in wanted],
-        keyed("slots", key, data),
-        request_id(),
-        _all_slots if isinstance(data, wire.SlotsWanted) else _one_slot,
+        [slot.to_new() for slot in wanted], keyed("slots", key, data), request_id(), shown
     )
+    request.engine.holds.note_new((slot.resource_id, slot.id) for slot in new)
     location = None if isinstance(data, wire.SlotsWanted) else f"/v1/slots/{_id_of(answer.body)}"
     return answers.created(answer.body, location=location, replayed=answer.replayed)
 
