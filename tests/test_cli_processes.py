@@ -214,10 +214,10 @@ def test_demo_from_nothing_to_a_booking_through_a_kill_and_back(tmp_path):
         for private in ("run.json", "keys.json"):
             assert (tmp_path / ".holdfast" / private).stat().st_mode & 0o777 == 0o600
 
-        # Expect a second demo of the same home to say who has it, in one line.
+        # Expect a second demo of the same home to say who has it, in one line after what it was about to do.
         second = run("demo", "--port", free_port(), cwd=tmp_path)
         assert second.returncode == 1
-        assert second.stderr.count("\n") == 1
+        assert second.stderr.count("\n") == 2
         assert f"in use by process {process.pid}" in second.stderr
         busy = run("demo", "--port", port, cwd=tmp_path)
         assert (busy.returncode, "Address already in use" in busy.stderr) == (1, True)

@@ -48,6 +48,7 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
     """
     from app.cli.home import Run, home_dir, keep_keys, published
     from app.cli.seed import seed
+    from app.cli.show import say
     from app.cli.workers import metrics_dir, supervise, url_of
     from app.migrate import upgrade
     from app.settings import from_env
@@ -58,6 +59,7 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
     listener = _listen()
     url = url_of(listener)
     with stoppable(), ExitStack() as stack:
+        say("Starting Redis and Postgres")
         _start_stores(home, stack)
         home.mkdir(parents=True, exist_ok=True)
         keys = keep_keys(home)
@@ -68,8 +70,11 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
         export(HOLDFAST_DEMO="on", HOLDFAST_PORT=listener.getsockname()[1])
         beside = _companions(home, keys, listener, stack)
         settings = from_env()
+        say("Bringing the database to the newest schema")
         upgrade(settings.database_url)
+        say("Looking for the demo venue, or making it")
         seeded = seed(settings.database_url)
+        say("Starting the service")
         run = Run(settings.redis_url, settings.database_url, url, settings.operator_key, os.getpid())
         stack.enter_context(published(home, run))
         stack.enter_context(metrics_dir(settings.workers + 1, home))  # the job worker counts, too
