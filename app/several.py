@@ -7,6 +7,7 @@ rows locked in one order, so that two such requests in opposite orders never wai
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 from uuid import UUID
 
@@ -108,6 +109,9 @@ async def _claims(engine: Engine, items: Sequence[Item], scope: str, key: str | 
     found = await asyncio.gather(*(engine.mirror.facts(slot_id) for slot_id in wanted))
     if len({facts.venue_id for facts in found}) > 1:
         raise InvalidRequest("items", "All slots must be of one venue")
+    for one, other in combinations(found, 2):
+        if one.excludes(other):  # neither is taken, and nobody could have both: no time will make this succeed
+            raise InvalidRequest("items", f"{one.id} and {other.id} overlap, and are of one person or place")
     return [
         Claim(facts, id_from_key(scope, facts.venue_id, f"{key}\n{facts.id}") if key else new_id(), quantity, None)
         for facts, quantity in zip(found, wanted.values(), strict=True)
@@ -189,16 +193,7 @@ async def _commit_all(engine: Engine, claims: Sequence[Claim], requests: Sequenc
             return await engine.ledger.commit_all(requests)
         except RuleViolated as violation:
             last = violation
-    overlapping = _overlapping(claims)
-    if last.rule == "occupied_one_thing_at_a_time" and overlapping:
-        refused = [Refused(claim.facts.id, "booked", claim.quantity, 0) for claim in overlapping]
-        raise await _unavailable(engine, claims, refused) from last
     raise last
-
-
-def _overlapping(claims: Sequence[Claim]) -> list[Claim]:
-    """Find slots of one order that one person could not keep: each alone is free, together they are not."""
-    return [one for one in claims for other in claims if one is not other and one.facts.excludes(other.facts)]
 
 
 def _booked(order: Order, claim: Claim, outcome: Outcome) -> Booking:
@@ -278,7 +273,7 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
         )
     except RedisAway:
         await _give_back(engine, claims)
-        return await _hold_rows(engine, claims, ttl_ms, caller)
+        return await _hold_rows(engine, claims, ttl_ms, key, caller)
     holds = [each for each in taken if isinstance(each, Hold)]
     refused = [each for each in taken if isinstance(each, Refused)]
     problem = next((each for each in taken if isinstance(each, Problem)), IdempotencyKeyReused() if reused else None)
@@ -292,8 +287,11 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
 
 async def _claim_key(engine: Engine, claims: Sequence[Claim], key: str) -> bool:
     """Bind the key to all that was asked, as a single hold does; False when it was used for something else."""
-    asked = ",".join(sorted(f"{claim.facts.id}:{claim.quantity}" for claim in claims))
-    return await engine.holds.claim_key(id_from_key("hold", claims[0].facts.venue_id, key), asked)
+    return await engine.holds.claim_key(id_from_key("hold", claims[0].facts.venue_id, key), _asked(claims))
+
+
+def _asked(claims: Sequence[Claim]) -> str:
+    return ",".join(sorted(f"{claim.facts.id}:{claim.quantity}" for claim in claims))
 
 
 async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | Problem:
@@ -310,7 +308,14 @@ async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | 
     return IdempotencyKeyReused()  # another quantity under the same key, or it became a booking since
 
 
-async def _hold_rows(engine: Engine, claims: Sequence[Claim], ttl_ms: int, caller: Caller) -> list[tuple[Hold, str]]:
+async def _hold_rows(
+    engine: Engine, claims: Sequence[Claim], ttl_ms: int, key: str | None, caller: Caller
+) -> list[tuple[Hold, str]]:
+    # Of rows that may come in another order next time, the first by its slot carries the key, which is unique: not as
+    # it is, because whoever books these holds may use the same one.
+    bound = min(claims, key=lambda claim: claim.facts.id) if key else None
+    key_of_all = hashlib.sha256(f"hold several\n{key}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(_asked(claims).encode()).hexdigest()
     decided = await _commit_all(
         engine,
         claims,
@@ -324,12 +329,16 @@ async def _hold_rows(engine: Engine, claims: Sequence[Claim], ttl_ms: int, calle
                 ttl_ms=ttl_ms,
                 actor=caller.actor,
                 request_id=caller.request_id,
+                key=key_of_all if claim is bound else None,
+                fingerprint=fingerprint if claim is bound else None,
             )
             for claim in claims
         ],
     )
     if any(outcome.word not in ("booked", "replayed") for outcome in decided):
         raise await _refusal(engine, claims, decided)
+    if any(outcome.deadline is None or outcome.deadline <= outcome.at for outcome in decided):  # they have ended
+        raise IdempotencyKeyReused
     holds = [
         Hold(
             claim.id, claim.facts.id, claim.quantity, since=outcome.created_at or outcome.at,
