@@ -672,10 +672,10 @@ def holdfast(
     monkeypatch.setattr(stores, "be_quiet", lambda: None)
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
-    def run(*arguments: str, columns: int = 100) -> Answer:
+    def run(*arguments: str, columns: int = 100, command: str = "calendar") -> Answer:
         monkeypatch.setattr(calendar_command, "out", lambda: Console(highlight=False, width=columns))
         capfd.readouterr()
-        code = guarded(lambda: cli.main(["calendar", *arguments], standalone_mode=False))
+        code = guarded(lambda: cli.main([command, *arguments], standalone_mode=False))
         return Answer(code, *capfd.readouterr())
 
     return run
@@ -873,3 +873,29 @@ def test_a_day_is_read_along_indexes(crowded: str) -> None:
             assert "slots_by_venue_time" in plan, plan
             assert "Seq Scan on bookings" not in plan
             assert "Seq Scan on slots" not in plan
+
+
+def test_feeds_are_made_rotated_and_closed_in_the_terminal(
+    holdfast: Callable[..., Answer], everyone: httpx.Client, salon: Salon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_PUBLIC_URL", "https://book.example.com")
+
+    def feeds(*arguments: str) -> dict[str, Any]:
+        answer = holdfast(*arguments, "--json", command="feeds")
+        assert answer.code == 0, answer.err
+        told: dict[str, Any] = json.loads(answer.out)
+        return told
+
+    made = feeds("add", salon.slug, "--resource", salon.anna["id"])
+    assert made["url"].startswith("https://book.example.com/v1/calendars/")
+    assert "secret" not in made
+    read(everyone, made)
+    assert [feed["id"] for feed in feeds("list", "--venue", salon.slug)["data"]] == [made["id"]]
+    rotated = feeds("rotate", made["id"])
+    assert [everyone.get(path_of(one)).status_code for one in (made, rotated)] == [404, 200]
+    assert holdfast("remove", made["id"], "--yes", command="feeds").code == 0
+    assert everyone.get(path_of(rotated)).status_code == 404
+    assert holdfast("add", "nowhere", command="feeds").code == 3
+    # For people: the whole address in one line, to be copied.
+    shown = holdfast("add", salon.slug, command="feeds").out
+    assert any(line.startswith("https://book.example.com/v1/calendars/") for line in shown.splitlines())

@@ -23,6 +23,7 @@ COMMANDS = {
     "slots": "app.cli.slots:slots",
     "bookings": "app.cli.bookings:bookings",
     "calendar": "app.cli.calendar:calendar",
+    "feeds": "app.cli.feeds:feeds",
     "payments": "app.cli.payments:payments",
     "waiting": "app.cli.waiting:waiting",
     "events": "app.cli.events:events",
