@@ -411,6 +411,12 @@ async def test_a_delivery_that_nobody_takes_is_a_dead_letter(venue: Venue, recei
     assert await venue.deliver(await venue.queued()) == Outcome("delivered")
 
 
+async def test_the_waiting_list_is_told_of_too(venue: Venue, receiver: Receiver) -> None:
+    await venue.endpoint(receiver.url)
+    kinds = ("waiting.joined", "waiting.offered", "waiting.lapsed")
+    assert len(await venue.enqueue(*(venue.happens(kind) for kind in kinds))) == len(kinds)
+
+
 async def test_410_is_the_end_of_an_endpoint(venue: Venue, receiver: Receiver) -> None:
     endpoint = await venue.endpoint(receiver.url)
     first, second = await venue.enqueue(venue.happens(), venue.happens())

@@ -36,7 +36,7 @@ Status = Literal["pending", "delivered", "dead"]
 #: delivery must never cause another one. Holds leave events when Postgres keeps them, not when Redis does.
 SENT_TYPES = (
     r"(hold\.(created|released|expired)|booking\.(confirmed|cancelled|expired|rescheduled)"
-    r"|(checkout|payment|refund|slot)\.[a-z_]{1,40})"
+    r"|(checkout|payment|refund|slot|waiting)\.[a-z_]{1,40})"
 )
 
 #: Waits between attempts: a receiver that restarts is there again within a minute, one that broke on a Friday evening
