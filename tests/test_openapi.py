@@ -189,7 +189,8 @@ def test_the_page_needs_nothing_from_elsewhere(with_redis: Service, document: di
     page = httpx.get(f"{with_redis.url}/schema")
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
-    assert re.findall(r"(?:https?:)?//|<script|<link|<img|@import", page.text) == []
+    assert re.findall(r"(?:https?:)?//|<script|<style|style=|<img|@import", page.text) == []
+    assert all(url.startswith(("/static/", "/schema")) for url in re.findall(r'(?:href|src)="([^"]*)', page.text))
     for method, path, _ in operations(document):
         assert f"{method.upper()} {path}" in page.text
 

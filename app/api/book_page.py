@@ -23,6 +23,7 @@ from app.api.strict import FIRST_YEAR, LAST_YEAR, ApiRequest
 from app.booking import BookingRequest
 from app.domain import Alternatives, Booking, Service, Venue
 from app.errors import (
+    AlreadyResolved,
     IdempotencyKeyReused,
     InvalidRequest,
     NotFound,
@@ -131,7 +132,7 @@ def _forms_to(settings: Settings) -> str:
     if settings.stripe_api_base == STRIPE_API:
         return "'self' https:"
     simulator = urlsplit(settings.stripe_api_base)
-    return f"'self' {simulator.scheme}://{simulator.netloc}"
+    return f"'self' {simulator.scheme}://{simulator.hostname}:*"
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ async def _submit(page: Page, typed: Typed) -> Answer:
     except SlotUnavailable as refusal:
         note, options = _refused(page, slot, refusal)
         return _form(page, slot, typed, status=409, note=note, options=options)
-    except IdempotencyKeyReused:
+    except (IdempotencyKeyReused, AlreadyResolved):
         return _form(page, slot, typed, status=422, note=words["key_used"])
     except PaymentFailed:
         return _form(page, slot, typed, status=502, note=words["payment_failed"])

@@ -3,7 +3,6 @@
 The Structs of `wire` are described by msgspec, which decodes by them: exact bounds, and `additionalProperties: false`.
 """
 
-import html
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,8 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from app.api import wire, wire_timetable
+from app.api import pages, wire, wire_timetable
+from app.pages import render
 from app.webhooks.sending import WebhookMessage
 
 PROBLEM = "application/problem+json"
@@ -84,7 +84,7 @@ def config() -> OpenAPIConfig:
             route_handlers=[],
             include_in_schema=False,
             guards=[_only_known],
-            response_headers={"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"},
+            response_headers={"Content-Security-Policy": pages.policy(), "X-Content-Type-Options": "nosniff"},
         ),
         operation_id_creator=lambda handler, _method, _path: handler.fn.__name__,
     )
@@ -183,14 +183,6 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-    "code{font-family:ui-monospace,monospace}dt{margin-top:.8rem}dd{margin:0 0 0 1.5rem;color:#555}"
-    "@media (prefers-color-scheme:dark){body{background:#111;color:#eee}dd{color:#aaa}a{color:#8bf}}"
-)
-#: Nothing is loaded, from nowhere.
-_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
-
 
 class Document(OpenAPIRenderPlugin):
     """The document itself."""
@@ -203,7 +195,7 @@ class Page(OpenAPIRenderPlugin):
     """Every operation on one page that needs nothing else."""
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        return _page(request.app).encode()
+        return _page(request.app)
 
 
 def _only_known(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
@@ -213,17 +205,16 @@ def _only_known(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHand
 
 
 @cache
-def _page(app: Litestar) -> str:
+def _page(app: Litestar) -> bytes:
     found = msgspec.json.decode(document(app))
-    lines = [
-        f"<dt><code>{method.upper()} {html.escape(path)}</code>{' (operators)' * ('security' in operation)}</dt>"
-        f"<dd>{html.escape(operation.get('description') or operation.get('summary') or '')}</dd>"
+    calls = [
+        {
+            "method": method.upper(),
+            "path": path,
+            "guarded": operation.get("security") == operator_security,
+            "told": operation.get("description") or operation.get("summary") or "",
+        }
         for path, item in found["paths"].items()
         for method, operation in item.items()
     ]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{TITLE}</title><style>{_STYLE}</style>"
-        f"<h1>{TITLE}</h1><p>{html.escape(found['info']['description'])}"
-        " The whole contract: <a href=/schema/openapi.json>OpenAPI 3.1</a>.</p>"
-        f"<dl>{''.join(lines)}</dl></html>"
-    )
+    return render.html("schema.html", title=TITLE, description=found["info"]["description"], calls=calls)

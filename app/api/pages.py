@@ -34,11 +34,16 @@ def page(
     of `form-action`, where its forms and what answers them may lead.
     """
     headers = {
-        "Content-Security-Policy": _POLICY.format(framed_by=framed_by, forms_to=forms_to),
+        "Content-Security-Policy": policy(framed_by, forms_to),
         "Referrer-Policy": "same-origin",  # addresses of ours hold ids, which are nobody else's business
         "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=()",
     }
     return Answer(status, render.html(template, **values), HTML, headers)
+
+
+def policy(framed_by: str = "'none'", forms_to: str = "'self'") -> str:
+    """Write the Content-Security-Policy of a page."""
+    return _POLICY.format(framed_by=framed_by, forms_to=forms_to)
 
 
 def framed_by(venue: Venue) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from litestar import Response, get
+from litestar import Response, route
 from litestar.connection import Request
 from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.params import FromPath
@@ -130,10 +130,10 @@ def titles() -> dict[str, tuple[int, str]]:
     return {"internal_error": (500, "Internal error"), **litestars, **ours}
 
 
-@get("/problems/{code:str}", include_in_schema=False, sync_to_thread=False)
+@route("/problems/{code:str}", http_method=["GET", "HEAD"], include_in_schema=False, sync_to_thread=False)
 def describe(code: FromPath[str]) -> Response[Any]:
     """Tell in a sentence what a problem's `type` means."""
     if code not in titles():
         raise NotFoundException
     status, title = titles()[code]
-    return pages.page("problem.html", title=title, status=status, code=code)
+    return pages.page("problem.html", title=title, answered_with=status, code=code)

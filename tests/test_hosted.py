@@ -1,0 +1,566 @@
+"""The customers' pages: booking with links and forms alone, in a frame, and managing what was booked.
+
+Most windows here have no JavaScript; what the widget does is in its own tests. Both stores are looked at afterwards.
+"""
+
+import http.server
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from email import message_from_string, policy
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import httpx
+import icalendar
+import psycopg
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.pages import language
+from tests import factories
+from tests.browser import DESKTOP, PHONE, Windows, assert_accessible, chromium, windows
+from tests.redis_servers import RedisServer
+from tests.service import CUSTOMER, Postgres, Service, assert_slot_holds, eventually
+from tests.shop import Shop, running_shop
+
+__all__ = ["chromium", "windows"]
+
+#: What somebody may type as a name; as markup it would be seen at once.
+EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.fixture(scope="module")
+def shop(
+    postgres: Postgres, bundled_redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
+    with (
+        running_shop(postgres.fresh(), bundled_redis_server, tmp_path_factory.mktemp("shop"), workers=1) as shop,
+        shop.with_worker(),
+    ):
+        yield shop
+
+
+@pytest.fixture
+def client(shop: Shop) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shop.service.url, timeout=30) as client:
+        yield client
+
+
+@dataclass
+class Salon:
+    """A venue with a service that two people offer, and slots of both on one day."""
+
+    service: Service
+    slug: str
+    haircut: str
+    people: dict[str, str]
+    #: By person, in the order of their start.
+    slots: dict[str, list[dict[str, Any]]]
+
+    @property
+    def url(self) -> str:
+        return f"{self.service.url}/book/{self.slug}"
+
+    def form(self, slot: dict[str, Any], **asked: str) -> str:
+        return str(httpx.URL(self.url, params={"service": self.haircut, "anybody": "yes", "slot": slot["id"], **asked}))
+
+
+def salon(service: Service, *, name: str = "Salon", capacity: int = 1, price: int = 0, **venue: Any) -> Salon:
+    with factories.client(service, operator=True) as operator:
+        slug = factories.venue(operator, name=name, **venue)["slug"]
+        people = {
+            person: factories.resource(operator, slug, name=person, kind="person") for person in (f"Ada {name}", "Ben")
+        }
+        ids = [each["id"] for each in people.values()]
+        body = {"venue": slug, "name": f"Cut {name}", "duration_minutes": 60, "resource_ids": ids}
+        haircut = factories.made(operator.post("/v1/services", json={**body, "capacity": capacity}))["id"]
+        priced = {"price": {"amount": price, "currency": "EUR"}} if price else {}
+        slots = {
+            person: [
+                factories.slot(operator, of, hours=hours, service_id=haircut, capacity=capacity, **priced)
+                for hours in (0, 1, 2)
+            ]
+            for person, of in people.items()
+        }
+    return Salon(service, slug, haircut, {person: of["id"] for person, of in people.items()}, slots)
+
+
+def at(slot: dict[str, Any]) -> str:
+    return f"{datetime.fromisoformat(slot['starts_at']).astimezone(BERLIN):%H:%M}"
+
+
+def fill(page: Page, name: str = "Ada Lovelace", email: str = "ada@example.com") -> None:
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("E-mail").fill(email)
+
+
+def fields(of: Salon, slot: dict[str, Any], **typed: str) -> dict[str, str]:
+    """What a browser sends of the form."""
+    key = uuid.uuid4().hex
+    return {
+        "slot": slot["id"],
+        "quantity": "1",
+        "key": key,
+        "anybody": "yes",
+        "service": of.haircut,
+        **CUSTOMER,
+        **typed,
+    }
+
+
+def booked(service: Service, slot: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return service.query(
+        "SELECT id, customer_name, quantity FROM bookings WHERE slot_id = %s AND status = 'confirmed'", slot["id"]
+    )
+
+
+# -- without JavaScript -----------------------------------------------------------------------------------------------
+
+
+def test_booking_with_links_and_a_form_alone(shop: Shop, windows: Windows) -> None:
+    """And whatever people are called, it is text."""
+    here = salon(shop.service, name=EVIL)
+    window = windows(java_script_enabled=False)
+    window.expects("400")
+    page = window.page(here.url)
+    expect(page.get_by_role("heading", level=1)).to_have_text(EVIL)
+    page.get_by_role("link", name=f"Cut {EVIL}").click()
+    page.get_by_role("link", name="Anybody who is free").click()
+    first = here.slots["Ben"][0]
+    expect(page.locator(".times a")).to_have_count(3)  # each time once, whoever has it
+    page.get_by_role("link", name=at(first)).click()
+    fill(page, name=EVIL, email="ada@localhost")
+    page.get_by_role("button", name="Book").click()
+    expect(page.get_by_label("E-mail")).to_have_accessible_description(re.compile("name@example.com"))
+    expect(page.get_by_label("Name")).to_have_value(EVIL)  # kept
+    fill(page, name=EVIL)
+    page.get_by_role("button", name="Book").click()
+    expect(page.get_by_role("heading", name="Your booking is confirmed")).to_be_visible()
+    [slot] = [each for each in (here.slots["Ben"][0], here.slots[f"Ada {EVIL}"][0]) if booked(shop.service, each)]
+    [(booking_id, name, quantity)] = booked(shop.service, slot)
+    assert (name, quantity) == (EVIL, 1)
+    expect(page.get_by_text(str(booking_id))).to_be_visible()
+    assert_slot_holds(shop.service, slot["id"], 1, 1)
+    assert page.context.cookies() == []
+
+
+def test_what_is_sold_without_a_service(shop: Shop, windows: Windows) -> None:
+    """Such as a tour, with several places at once."""
+    with factories.client(shop.service, operator=True) as operator:
+        tour = factories.resource(operator, factories.venue(operator)["slug"], name="City walk")
+        slot = factories.slot(operator, tour, capacity=10)
+    page = windows(java_script_enabled=False, size=PHONE).page(f"{shop.service.url}/book/{tour['venue']}")
+    page.get_by_role("link", name="City walk").click()
+    page.get_by_role("link", name="10 places left").click()
+    fill(page)
+    page.get_by_label("Places").fill("4")
+    page.get_by_role("button", name="Book").click()
+    expect(page.get_by_role("heading", name="Your booking is confirmed")).to_be_visible()
+    assert_slot_holds(shop.service, slot["id"], 10, 4)
+
+
+def test_sending_a_form_twice_books_once(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    sent = fields(here, slot)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: client.post(f"/book/{here.slug}", data=sent), range(4)))
+    answers.append(client.post(f"/book/{here.slug}", data=sent))  # a reload
+    [(booking_id, *_)] = booked(shop.service, slot)
+    assert [each.status_code for each in answers] == [200] * 5
+    assert all(str(booking_id) in each.text for each in answers)
+    other = client.post(f"/book/{here.slug}", data={**sent, "name": "Somebody else"})
+    assert (other.status_code, "another booking before" in other.text) == (422, True)
+    assert_slot_holds(shop.service, slot["id"], 1, 1)
+
+
+def test_who_loses_the_race_keeps_what_was_typed_and_is_offered_more(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    window = windows(java_script_enabled=False)
+    window.expects("409")
+    page = window.page(here.form(slot))
+    fill(page, name="Grace Hopper", email="grace@example.com")
+    with factories.client(shop.service) as rival:
+        factories.booking(rival, slot["id"])
+    page.get_by_role("button", name="Book").click()
+    expect(page.get_by_role("alert")).to_contain_text("Somebody else was faster. Nothing was booked.")
+    expect(page.get_by_label("Name")).to_have_value("Grace Hopper")
+    expect(page.get_by_label("E-mail")).to_have_value("grace@example.com")
+    page.get_by_role("radio", name=at(here.slots["Ben"][2])).check()
+    page.get_by_role("button", name="Book").click()
+    expect(page.get_by_role("heading", name="Your booking is confirmed")).to_be_visible()
+    assert [name for _, name, _ in booked(shop.service, here.slots["Ben"][2])] == ["Grace Hopper"]
+    assert_slot_holds(shop.service, slot["id"], 1, 1)
+
+
+def test_fewer_places_than_wanted_are_told_and_can_be_had(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service, capacity=3)
+    slot = here.slots["Ben"][0]
+    with factories.client(shop.service) as rival:
+        factories.booking(rival, slot["id"], 2)
+    sent = fields(here, slot, quantity="3")
+    refused = client.post(f"/book/{here.slug}", data=sent)
+    assert refused.status_code == 409
+    assert "Only 1 of the 3 places are left." in refused.text
+    assert f'value="{slot["id"]}" checked' in refused.text
+    assert client.post(f"/book/{here.slug}", data={**sent, "quantity": "1"}).status_code == 200
+    assert_slot_holds(shop.service, slot["id"], 3, 3)
+
+
+def test_busy_offers_to_send_the_same_again(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    window = windows(java_script_enabled=False)
+    window.expects("503")
+    page = window.page(here.form(slot))
+    fill(page)
+    with psycopg.connect(shop.service.database_url) as somebody:
+        somebody.execute("SELECT id FROM slots WHERE id = %s FOR UPDATE", (slot["id"],))
+        page.get_by_role("button", name="Book").click()
+        expect(page.get_by_role("heading", name="One moment, please")).to_be_visible()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("heading", name="Your booking is confirmed")).to_be_visible()
+    assert_slot_holds(shop.service, slot["id"], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": " "}, "enter your name"),
+        ({"name": "a\0b"}, "enter your name"),
+        ({"email": "ada@"}, "name@example.com"),
+        ({"phone": "1" * 41}, "At most 40 characters"),
+        ({"quantity": "0"}, "whole number from 1 to 1"),
+        ({"quantity": "two"}, "whole number from 1 to 1"),
+        ({"key": ""}, "The form was not complete"),
+    ],
+)
+def test_what_is_wrong_stands_beside_its_field(
+    shop: Shop, client: httpx.Client, changed: dict[str, str], said: str
+) -> None:
+    here = salon(shop.service)
+    answer = client.post(f"/book/{here.slug}", data={**fields(here, here.slots["Ben"][0]), **changed})
+    assert (answer.status_code, said in answer.text) == (400, True)
+    assert booked(shop.service, here.slots["Ben"][0]) == []
+
+
+def test_nothing_but_its_own_form_is_taken(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service)
+    sent, path = fields(here, here.slots["Ben"][0]), f"/book/{here.slug}"
+    other = salon(shop.service).slots["Ben"][0]
+    for answer, status in (
+        (client.post(path, json=sent), 415),
+        (client.post(path, data={**sent, "name": "x" * 9_000}), 413),
+        (client.post(path, data={**sent, "admin": "1"}), 400),
+        (
+            client.post(path, content=b"slot=1&slot=2", headers={"Content-Type": "application/x-www-form-urlencoded"}),
+            400,
+        ),
+        (client.post(path, content=b"name=%ff", headers={"Content-Type": "application/x-www-form-urlencoded"}), 400),
+        (client.post(path, data={**sent, "slot": other["id"]}), 404),  # of another venue
+        (client.get(path, params={"day": "yesterday"}), 400),
+        (client.get(path, params={"service": str(uuid.uuid4())}), 404),
+        (client.get("/book/nobody"), 404),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert "set-cookie" not in answer.headers
+    assert booked(shop.service, here.slots["Ben"][0]) == booked(shop.service, other) == []
+
+
+def test_pages_speak_the_language_of_their_reader(shop: Shop, client: httpx.Client) -> None:
+    path = f"/book/{salon(shop.service).slug}"
+    german = client.get(path, headers={"Accept-Language": "tlh, de-AT;q=0.9, fr;q=0.8"}).text
+    assert '<html lang="de">' in german
+    assert "Was möchten Sie buchen?" in german
+    french = client.get(path, params={"lang": "fr"}, headers={"Accept-Language": "de"}).text
+    assert "Que souhaitez-vous réserver" in french
+    assert "lang=fr" in french  # the way on stays French
+    assert "What would you like to book?" in client.get(path, headers={"Accept-Language": "x;q=y,,"}).text
+
+
+@pytest.mark.parametrize("of", language.LANGUAGES)
+def test_all_languages_say_the_same(of: str) -> None:
+    def places(text: object) -> list[str]:
+        return sorted(set(re.findall(r"\{\w+\}", str(text))))
+
+    english, other = language.words("en"), language.words(of)
+    assert list(other) == list(english)
+    assert {name: places(text) for name, text in other.items()} == {n: places(t) for n, t in english.items()}
+    assert (len(other["weekdays"]), len(other["months"])) == (7, 12)
+
+
+# -- paying, and the letters ------------------------------------------------------------------------------------------
+
+
+def test_who_pays_first_gets_a_letter_whose_link_cancels(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service, payment="required", price=2500, refund_hours=1)
+    slot = here.slots["Ben"][0]
+    page = windows(java_script_enabled=False).page(here.form(slot))
+    fill(page)
+    page.get_by_role("button", name="Continue to payment").click()
+    page.wait_for_url(f"{shop.stripe.url}/**")  # so the policy lets the form lead there
+    [(booking_id, session_id)] = shop.service.query(
+        "SELECT b.id::text, p.session_id FROM bookings AS b JOIN payments AS p ON p.booking_id = b.id"
+        " WHERE b.slot_id = %s AND b.status = 'pending_payment'",
+        slot["id"],
+    )
+    shop.stripe.pay(session_id)
+    shop.wait_for(booking_id, "confirmed")
+    [source] = shop.letters(booking_id)
+    body = message_from_string(source, policy=policy.default).get_body(("plain",))
+    assert body is not None
+    [link] = re.findall(r"http\S+(/manage/\S+#\S+)", body.get_content())
+    managing = windows().page(f"{shop.service.url}{link}")
+    expect(managing.get_by_text("€25.00, paid")).to_be_visible()
+    managing.get_by_role("button", name="Cancel the booking").click()
+    expect(managing.get_by_role("dialog")).to_contain_text("What was paid is refunded until")
+    managing.get_by_role("button", name="Yes, cancel it").click()
+    expect(managing.get_by_text(re.compile("€25.00 (goes back|was refunded)"))).to_be_visible()
+    shop.wait_for(booking_id, "cancelled", refund="done")
+    shop.settle()
+
+
+def test_who_may_pay_there_may_pay_now(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service, price=2500)
+    first, second = here.slots["Ben"][:2]
+    there = client.post(f"/book/{here.slug}", data=fields(here, first, pay=""))
+    assert (there.status_code, len(booked(shop.service, first))) == (200, 1)
+    now = client.post(f"/book/{here.slug}", data=fields(here, second, pay="now"))
+    assert (now.status_code, now.headers["location"].startswith(shop.stripe.url)) == (303, True)
+    assert "set-cookie" not in now.headers
+
+
+# -- in a frame -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def embedding() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Somebody's own site on another origin; yields that, and its pages."""
+    pages: dict[str, bytes] = {}
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in pages else 404)
+            self.send_header("Content-Type", "text/html" if self.path in pages else "image/x-icon")
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, b""))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", pages
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def framing(url: str) -> bytes:
+    return f"""<!doctype html><link rel=icon href=data:,>
+        <iframe title=Booking src="{url.replace("&", "&amp;")}"></iframe>
+        <script>heard = []; onmessage = ({{ data }}) => heard.push(data)</script>""".encode()
+
+
+def test_a_frame_of_the_venues_origin_fits_and_others_stay_empty(shop: Shop, windows: Windows) -> None:
+    with embedding() as (origin, pages):
+        mine, others = salon(shop.service, origins=[origin]), salon(shop.service)
+        pages["/mine"], pages["/others"] = (framing(f"{each.url}?service={each.haircut}") for each in (mine, others))
+        window = windows()
+        window.expects("frame-ancestors", "chrome-error")
+        page = window.page(f"{origin}/mine")
+        expect(page.frame_locator("iframe").get_by_role("heading", name="With whom?")).to_be_visible()
+        page.wait_for_function("heard.length > 0")
+        [told, *_] = page.evaluate("heard")
+        assert told["type"] == "holdfast:height"
+        assert 200 < told["height"] < 2_000
+        page.goto(f"{origin}/others")
+        eventually(lambda: any("frame-ancestors" in fault for fault in window.faults), "the frame to be refused")
+
+
+# -- managing ---------------------------------------------------------------------------------------------------------
+
+
+def managed(here: Salon, slot: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    with factories.client(here.service) as everyone:
+        made = factories.booking(everyone, slot["id"])
+    return made, f"{here.service.url}/manage/{made['id']}#{made['manage_token']}"
+
+
+def test_a_customer_moves_and_cancels(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service)
+    before, after = here.slots["Ben"][0], here.slots["Ben"][1]
+    _, url = managed(here, before)
+    page = windows(size=PHONE).page(url)
+    expect(page.get_by_text("Confirmed")).to_be_visible()
+    page.get_by_role("button", name="Move to another time").click()
+    page.get_by_role("button", name=at(after)).first.click()
+    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
+    assert_slot_holds_moved(shop, before, after)
+    page.get_by_role("button", name="Cancel the booking").click()
+    page.get_by_role("button", name="Keep it").click()
+    page.get_by_role("button", name="Cancel the booking").click()
+    page.get_by_role("button", name="Yes, cancel it").click()
+    expect(page.get_by_text("The booking is cancelled.")).to_be_visible()
+    expect(page.get_by_role("button", name="Move to another time")).to_have_count(0)
+    assert shop.available(after["id"]) == (1, 1)
+
+
+def assert_slot_holds_moved(shop: Shop, before: dict[str, Any], after: dict[str, Any]) -> None:
+    eventually(
+        lambda: (shop.available(before["id"]), shop.available(after["id"])) == ((1, 1), (0, 0)),
+        "both stores to have moved the booking",
+    )
+
+
+def test_a_move_that_loses_keeps_the_old_time_and_offers_others(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service)
+    before, wanted = here.slots["Ben"][0], here.slots["Ben"][1]
+    made, url = managed(here, before)
+    window = windows()
+    window.expects("409")
+    page = window.page(url)
+    page.get_by_role("button", name="Move to another time").click()
+    offered = page.get_by_role("button", name=at(wanted)).first
+    expect(offered).to_be_visible()
+    with factories.client(shop.service) as rival:
+        factories.booking(rival, wanted["id"])
+    offered.click()
+    expect(page.get_by_role("alert")).to_contain_text("Your booking stays as it is")
+    assert shop.booking(made["id"])["slot_id"] == before["id"]
+    page.get_by_role("button", name=at(here.slots["Ben"][2])).first.click()
+    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
+    assert shop.booking(made["id"])["slot_id"] == here.slots["Ben"][2]["id"]
+
+
+def test_who_acts_on_an_old_view_is_told(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service)
+    made, url = managed(here, here.slots["Ben"][0])
+    window = windows()
+    window.expects("409")
+    page = window.page(url)
+    page.get_by_role("button", name="Move to another time").click()
+    offered = page.get_by_role("button", name=at(here.slots["Ben"][1])).first
+    expect(offered).to_be_visible()
+    moved = httpx.post(
+        f"{shop.service.url}/v1/bookings/{made['id']}/reschedule",
+        json={"slot_id": here.slots["Ben"][2]["id"]},
+        headers=shop.service.operator,
+    )
+    assert moved.status_code == 200
+    offered.click()
+    expect(page.get_by_role("alert")).to_contain_text("changed elsewhere meanwhile")
+    expect(page.get_by_text(at(here.slots["Ben"][2])).first).to_be_visible()
+    assert shop.booking(made["id"])["slot_id"] == here.slots["Ben"][2]["id"]
+
+
+def test_a_wrong_link_opens_nothing(shop: Shop, windows: Windows) -> None:
+    made, url = managed(here := salon(shop.service), here.slots["Ben"][0])
+    window = windows()
+    window.expects("404")
+    for wrong in (url[:-1] + "x", url.partition("#")[0], url.replace(made["id"], str(uuid.uuid4())), f"{url}é"):
+        page = window.page(wrong)
+        expect(page.get_by_role("heading", name="This link opens no booking")).to_be_visible()
+        page.close()
+
+
+def test_the_entry_for_a_calendar(shop: Shop, windows: Windows, client: httpx.Client) -> None:
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    made, url = managed(here, slot)
+    page = windows().page(url)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Add to calendar").click()
+    assert download.value.suggested_filename == "booking.ics"
+    [event] = icalendar.Calendar.from_ical(download.value.path().read_bytes()).walk("VEVENT")
+    assert (event["UID"], event["STATUS"]) == (f"{made['id']}@holdfast", "CONFIRMED")
+    assert event.start == datetime.fromisoformat(slot["starts_at"])
+    path, shown = f"/v1/bookings/{made['id']}/calendar", {"Manage-Token": made["manage_token"]}
+    assert client.get(path).status_code == client.get(path, headers={"Manage-Token": "no"}).status_code == 404
+    assert client.get(path, headers=shop.service.operator).headers["content-type"] == "text/calendar; charset=utf-8"
+    client.post(f"/v1/bookings/{made['id']}/cancel", headers=shown)
+    assert "STATUS:CANCELLED" in client.get(path, headers=shown).text
+
+
+def test_a_place_that_was_waited_for_is_taken(shop: Shop, windows: Windows, client: httpx.Client) -> None:
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    made, _ = managed(here, slot)
+    grace = {"name": "Grace Hopper", "email": "grace@example.com"}
+    entry = factories.made(client.post("/v1/waiting-list", json={"slot_id": slot["id"], "customer": grace}))
+    page = windows().page(f"{shop.service.url}/offer/{entry['id']}#{entry['token']}")
+    expect(page.get_by_text("Your place in the line: 1.")).to_be_visible()
+    client.post(f"/v1/bookings/{made['id']}/cancel", headers={"Manage-Token": made["manage_token"]})
+    page.reload()
+    expect(page.get_by_text("Kept for you until")).to_be_visible()
+    page.get_by_role("button", name="Book it").click()
+    expect(page.get_by_role("link", name="View, move or cancel the booking")).to_be_visible()
+    assert [name for _, name, _ in booked(shop.service, slot)] == ["Grace Hopper"]
+
+
+# -- every page -------------------------------------------------------------------------------------------------------
+
+
+def test_every_page_has_a_strict_policy(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service, origins=["https://salon.example"])
+    slot = here.slots["Ben"][0]
+    chosen = f"{here.url}?service={here.haircut}"
+    of_venue = (here.url, here.form(slot), chosen, f"{chosen}&anybody=yes")
+    others = ("/", "/manage/x", "/offer/x", "/checkout/thanks", "/checkout/cancelled", "/problems/busy", "/book/nobody")
+    for path in (*of_venue, *others):
+        answer = client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';"), path
+        framed = "'self' https://salon.example" if path in of_venue else "'self'" if answer.status_code == 404 else None
+        assert (f"frame-ancestors {framed}" in policy) if framed else ("https://salon" not in policy), path
+        assert not re.search(r"<style|style=|<script(?! type=\"module\" src=)|\son\w+=", answer.text), path
+        assert client.head(path).status_code == answer.status_code
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_everybody_can_use_them(
+    shop: Shop, windows: Windows, size: dict[str, int], scheme: Literal["light", "dark"]
+) -> None:
+    here = salon(shop.service, price=2500)
+    slot, taken = here.slots["Ben"][0], here.slots["Ben"][1]
+    _, url = managed(here, slot)
+    window = windows(size=size, scheme=scheme)
+    window.expects("404", "409", "400")
+    page = window.page(f"{here.url}?service={here.haircut}")
+    assert_accessible(page)
+    page.goto(f"{here.url}?service={here.haircut}&anybody=yes")
+    assert_accessible(page)
+    page.goto(here.form(taken))
+    fill(page, email="ada@localhost")
+    page.get_by_role("button", name="Book and pay there").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert_accessible(page)
+    with factories.client(shop.service) as rival:
+        factories.booking(rival, taken["id"])
+    fill(page)
+    page.get_by_role("button", name="Book and pay there").click()
+    expect(page.get_by_role("radio").first).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("button", name="Book and pay there").click()
+    expect(page.get_by_role("heading", name="Your booking is confirmed")).to_be_visible()
+    assert_accessible(page)
+    page.goto(url)
+    page.get_by_role("button", name="Move to another time").click()
+    expect(page.locator(".times button").first).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("button", name="Cancel the booking").click()
+    assert_accessible(page)
+    for path in ("/", "/checkout/thanks", "/problems/busy", "/book/nobody"):
+        page.goto(f"{shop.service.url}{path}")
+        assert_accessible(page)
