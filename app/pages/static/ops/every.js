@@ -2,8 +2,8 @@
 
 /** While the service fails to answer, it is asked ever more slowly, but not more slowly than this. */
 const LONGEST_WAIT_SECONDS = 30;
-/** What takes long is asked so many times more rarely: a console must not be the load that it shows. */
-const PATIENCE = 5;
+/** What takes long is left alone for so many times as long: a console must not be the load that it shows. */
+const PATIENCE = 2;
 
 /**
  * Do something now, and again `seconds` after each time; never while nobody sees the page.

@@ -84,7 +84,8 @@ function row(hold) {
 
 async function giveUp(hold, what, button) {
   const places = count(hold.quantity, "place");
-  if (!(await ask(`Release ${places} of ${what}? Whoever holds them loses them at once.`, "Release"))) return;
+  const it = hold.quantity === 1 ? "it" : "them";
+  if (!(await ask(`Release ${places} of ${what}? Whoever holds ${it} loses ${it} at once.`, "Release"))) return;
   await act(button, () => call("DELETE", `/v1/holds/${hold.id}`), `Released ${places} of ${what}.`);
   now();
 }

@@ -70,7 +70,7 @@ function row(label, n) {
 }
 
 function table(figure, rows) {
-  const head = ["", "Now", "Since start"].map((title) => make(title ? "th" : "td", title ? { scope: "col" } : {}, title));
+  const head = ["", "Now", "Total"].map((title) => make(title ? "th" : "td", title ? { scope: "col" } : {}, title));
   return make(
     "table", {},
     make("caption", { class: "unseen" }, `${figure.title}, ${figure.unit}`),
@@ -91,6 +91,7 @@ function draw(canvas, figure, data) {
       width: Math.max(200, canvas.clientWidth),
       height: HEIGHT,
       legend: { show: false },
+      padding: [8, 10, 0, 0],
       cursor: { y: false, drag: { x: false, y: false } },
       scales: { x: { range: () => [Date.now() / 1000 - WINDOW_SECONDS, Date.now() / 1000] }, y: { range: fromZero } },
       axes: [
