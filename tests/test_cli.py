@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import psycopg
 import pytest
 
 from app import booking
 from app.booking import BookingRequest, Caller
-from app.cli import cli, home, stores, watch
+from app.cli import cli, events, home, stores, watch
 from app.cli.failing import guarded
 from app.cli.holds import describe
 from app.cli.home import Run, find_api, published
 from app.cli.seed import seed
-from app.domain import Customer, Hold
+from app.domain import Customer, Event, Hold
 from app.engine import Engine
 from app.holds import slot_keys
 from app.settings import Settings, SettingsError
@@ -209,6 +210,21 @@ def test_why_explains_every_place(shop, holdfast):
     assert (booked["status"], booked["until"], booked["store"]) == ("confirmed", None, "postgres")
     assert (held["kind"], held["id"], held["customer"], held["store"]) == ("hold", str(hold_id), None, "redis")
     assert "5 places = 2 booked + 1 held + 2 free" in holdfast("holds", "why", shop.slot_id).out
+
+
+def test_why_counts_a_row_that_is_only_held_as_held(shop, holdfast):
+    """As while Redis was away, or for whoever waited."""
+    shop.book(2)
+
+    async def hold(engine: Engine) -> Hold:
+        claim = booking.Claim(await engine.mirror.facts(shop.slot_id), uuid4(), 2, None)
+        return await booking._take_in_postgres(engine, claim, 60_000, None, CUSTOMER)
+
+    held = shop.run(hold)
+    told = holdfast("holds", "why", shop.slot_id, "--json").json
+    assert (told["booked"], told["held"], told["free"], told["adds_up"]) == (2, 2, 1, True)
+    [kind] = [(one["kind"], one["store"]) for one in told["taken"] if one["id"] == str(held.id)]
+    assert kind == ("hold", "postgres")
 
 
 def test_why_says_when_the_places_do_not_add_up(shop, holdfast):
@@ -645,3 +661,16 @@ def test_a_demo_that_another_user_left_word_of_is_not_believed(tmp_path: Path) -
     os.chown(planted, 65_534, 65_534)
     with pytest.raises(SettingsError, match="belongs to another user"):
         home.read_run(tmp_path)
+
+
+def test_an_event_is_told_in_lines_that_a_terminal_need_not_break():
+    ids = [UUID(int=n) for n in range(4)]
+    data = {"quantity": 1, "delivery_id": str(ids[2]), "endpoint_id": str(ids[3]), "error": "x " * 60}
+    event = Event(132, datetime.now(UTC), "webhook.dead", "system", ids[0], ids[1], data)
+    narrow = events.lines(event, 80)
+    assert max(len(line) for line in narrow) <= 80
+    assert all(any(str(each) in line for line in narrow) for each in ids)
+    assert len(events.lines(event, None)) == 1  # for `grep`
+    assert events.lines(msgspec.structs.replace(event, booking_id=None, slot_id=None, data={}), 80) == [
+        f"132 {event.at:%Y-%m-%d %H:%M:%S} webhook.dead by system"
+    ]

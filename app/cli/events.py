@@ -1,7 +1,10 @@
 """`holdfast events`: the audit log, as it was written."""
 
 import asyncio
+import sys
 import time
+from shutil import get_terminal_size
+from textwrap import indent, wrap
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -95,9 +98,22 @@ def _tell(event: "Event", jsonl: bool) -> None:
     if jsonl:
         emit(event, indent=False)
         return
-    about = "".join(
-        f" {name} {value}" for name, value in (("booking", event.booking_id), ("slot", event.slot_id)) if value
-    )
-    data = msgspec.json.encode(event.data).decode() if event.data else ""
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    print(*lines(event, width), sep="\n", flush=True)
+
+
+def lines(event: "Event", width: int | None) -> list[str]:
+    """Tell an event: in one line, which is what `grep` wants, or in lines that a terminal need not break."""
     at = f"{event.at:%Y-%m-%d %H:%M:%S}"
-    print(f"{event.seq} {at} {event.type} by {event.actor}{about} {data}".rstrip(), flush=True)
+    ids = [f"{name} {value}" for name, value in (("booking", event.booking_id), ("slot", event.slot_id)) if value]
+    told = [f"{event.seq} {at} {event.type} by {event.actor}", *ids]
+    data = msgspec.json.encode(event.data) if event.data else b""
+    whole = " ".join([*told, data.decode()]).rstrip()
+    if width is None or len(whole) <= width:
+        return [whole]
+    spaced = msgspec.json.format(data, indent=0).decode() if data else ""
+    return [told[0], *(indent(each, "  ") for each in ids), *_wrapped(spaced, width)]
+
+
+def _wrapped(data: str, width: int) -> list[str]:
+    return wrap(data, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

@@ -45,11 +45,12 @@ def list_command(
         last: tuple[datetime, UUID] | None = (shown[-1].created_at, shown[-1].id) if len(found) > limit else None
         emit({"data": [describe(entry) for entry in shown], "next_cursor": next_cursor(last)})
         return
+    between = "\n"  # ids side by side would be broken in a terminal
     rows = [
-        (f"{one.id}\n{one.customer.name}", _wanted(one), str(one.quantity), ago(one.created_at), _state(one))
+        (f"{one.id}\n{one.customer.name}\n{_wanted(one, between)}", str(one.quantity), ago(one.created_at), _state(one))
         for one in shown
     ]
-    print_table(("#Entry", "For", ">Places", ">Since", "Status"), rows, empty="Nobody waits")
+    print_table(("#Entry, who, for what", ">Places", ">Since", "Status"), rows, empty="Nobody waits")
 
 
 @waiting.command()
@@ -99,11 +100,11 @@ def describe(entry: "Entry") -> dict[str, Any]:
     return told
 
 
-def _wanted(entry: "Entry") -> str:
+def _wanted(entry: "Entry", between: str = ", ") -> str:
     if entry.slot_id is not None:
         return f"slot {entry.slot_id}"
-    with_whom = f", resource {entry.resource_id}" if entry.resource_id else ""
-    return f"{entry.day}, service {entry.service_id}{with_whom}"
+    with_whom = [f"resource {entry.resource_id}"] if entry.resource_id else []
+    return between.join([str(entry.day), f"service {entry.service_id}", *with_whom])
 
 
 def _state(entry: "Entry") -> str:

@@ -106,9 +106,10 @@ def deliveries(*, venue: str | None, status: "Status | None", limit: int, cursor
     if _page(found, limit, found[:limit], as_json):
         return
     rows = [
-        (f"{one.id}\n{_result(one)}", one.venue, one.type, ago(one.created_at), one.status) for one in found[:limit]
+        (f"{one.id}\n{one.type} of {one.venue}\n{_result(one)}", ago(one.created_at), one.status)
+        for one in found[:limit]
     ]
-    print_table(("#Delivery", "Venue", "Event", ">Since", "Status"), rows, empty="No webhook deliveries")
+    print_table(("#Delivery, event", ">Since", "Status"), rows, empty="No webhook deliveries")
 
 
 @webhooks.command()

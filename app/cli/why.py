@@ -83,9 +83,12 @@ async def _look(engine: "Engine", slot_id: UUID) -> Explained:
         for hold in mirrored.holds
         if hold.id not in settled
     ]
-    booked = sum(one.quantity for one in taken if one.store == "postgres")
-    held = sum(one.quantity for one in taken if one.store == "redis")
-    problems = _problems(slot, mirrored, booked, held)
+    in_rows = sum(one.quantity for one in taken if one.store == "postgres")
+    in_redis = sum(one.quantity for one in taken if one.store == "redis")
+    problems = _problems(slot, mirrored, in_rows, in_redis)
+    # A row may only be held: taken while Redis was away, or offered to whoever waited.
+    held = sum(one.quantity for one in taken if one.status == "held")
+    booked = in_rows + in_redis - held
     return Explained(
         slot_id, slot.venue, slot.timezone, slot.resource_name, slot.starts_at, slot.open, slot.blocked, slot.capacity,
         booked, held, slot.capacity - booked - held, not problems, problems, taken,
@@ -106,7 +109,7 @@ async def _mirrored(engine: "Engine", slot: "Slot") -> Mirrored:
 def _of_row(stored: "StoredBooking") -> Taken:
     booking = stored.booking
     return Taken(
-        "booking" if booking.customer else "hold",
+        "hold" if booking.status == "held" else "booking",
         booking.id,
         booking.customer.name if booking.customer else None,
         booking.quantity,
@@ -117,12 +120,12 @@ def _of_row(stored: "StoredBooking") -> Taken:
     )
 
 
-def _problems(slot: "Slot", mirrored: Mirrored, booked: int, held: int) -> list[str]:
+def _problems(slot: "Slot", mirrored: Mirrored, in_rows: int, in_redis: int) -> list[str]:
     """Compare every sum with what the stores say of themselves."""
     problems = []
     counted = slot.capacity - slot.available_count
-    if booked != counted:
-        problems.append(f"Postgres counts {counted} taken places, its rows take {booked}")
+    if in_rows != counted:
+        problems.append(f"Postgres counts {counted} taken places, its rows take {in_rows}")
     if room := mirrored.room:
         if (room.capacity, room.booked) != (slot.capacity, counted):
             problems.append(
@@ -134,11 +137,11 @@ def _problems(slot: "Slot", mirrored: Mirrored, booked: int, held: int) -> list[
             problems.append(
                 f"Redis counts {room.held} held places, its holds take {in_holds}: run `holdfast reconcile`"
             )
-        if in_holds != held:
-            problems.append(f"{in_holds - held} places are booked and still held: run `holdfast reconcile`")
-    if booked + held > slot.capacity:
+        if in_holds != in_redis:
+            problems.append(f"{in_holds - in_redis} places are booked and still held: run `holdfast reconcile`")
+    if in_rows + in_redis > slot.capacity:
         problems.append(
-            f"{booked + held - slot.capacity} more places are promised than there are: holders will be refused"
+            f"{in_rows + in_redis - slot.capacity} more places are promised than there are: holders will be refused"
         )
     return problems
 
