@@ -23,7 +23,7 @@ import redis
 
 from app.holds import Client, connect
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 SLOTS = 16384
 SYSTEM_REDIS = Path("/usr/bin/redis-server")
 

@@ -27,6 +27,7 @@ from tests.redis_servers import RedisServer
 from tests.service import (
     CUSTOMER,
     HOLDFAST,
+    START_SECONDS,
     Service,
     eventually,
     free_port,
@@ -64,7 +65,7 @@ class Shop:
             os.kill(int(pid), signal.SIGKILL)
 
     def wait_ready(self) -> None:
-        eventually(lambda: is_ready(self.service.url), "the service to be ready again", seconds=60)
+        eventually(lambda: is_ready(self.service.url), "the service to be ready again", seconds=START_SECONDS)
 
     def forget_dead_workers(self) -> None:
         """Let it be long ago that any job worker was heard of. After a kill: who lives says so every few seconds."""
@@ -139,7 +140,7 @@ class Shop:
             payment = seen[0].get("payment") or {}
             return seen[0]["status"] == status and refund in (None, payment.get("refund_status"))
 
-        eventually(there, f"booking {booking_id} to be {status}, refund {refund}; it is {seen}", seconds=30)
+        eventually(there, f"booking {booking_id} to be {status}, refund {refund}; it is {seen}")
         return seen[0]
 
     def letters(self, booking_id: str, count: int = 1) -> list[str]:
@@ -200,7 +201,7 @@ class Shop:
         which = "" if event_ids is None else " AND event_id = ANY (%s)"
         values = [] if event_ids is None else [list(event_ids)]
         waiting = f"SELECT event_id, type FROM webhook_inbox WHERE applied_at IS NULL{which}"
-        eventually(lambda: not self.service.query(waiting, *values), "Stripe's events to be applied", seconds=30)
+        eventually(lambda: not self.service.query(waiting, *values), "Stripe's events to be applied")
 
     def look_now(self, booking_id: str) -> None:
         """Let the worker believe that it is long ago that it asked Stripe about a booking's payment."""
@@ -240,7 +241,7 @@ class Shop:
             self.hurry()
             return not self.service.query(owed)
 
-        eventually(refunded, "all refunds to be made", seconds=30)
+        eventually(refunded, "all refunds to be made")
         self.wait_applied()
         self.assert_money_adds_up()
 
@@ -295,7 +296,7 @@ def running_worker(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[byte
             wait_stoppable(worker)
             worker.terminate()
             try:
-                code = worker.wait(timeout=30)
+                code = worker.wait(timeout=START_SECONDS)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
@@ -318,7 +319,7 @@ def wait_stoppable(worker: subprocess.Popen[bytes]) -> None:
             return "worker_started" in Path(f"/proc/{worker.pid}/fd/2").read_text()
         return False
 
-    eventually(says_so, "the worker to start", seconds=60)
+    eventually(says_so, "the worker to start", seconds=START_SECONDS)
 
 
 @contextmanager

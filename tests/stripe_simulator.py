@@ -27,7 +27,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
-from tests.service import eventually
+from tests.service import START_SECONDS, eventually
 
 #: For tests that call the SDK themselves: it hands text to httpx in a way that httpx calls outdated, and our tests take
 #: every warning for an error.
@@ -167,13 +167,13 @@ def running_simulator(
         listener.close()
         os.close(reader)
         try:
-            eventually(lambda: _answers(url, process, log), "the simulator to answer", seconds=60)
+            eventually(lambda: _answers(url, process, log), "the simulator to answer", seconds=START_SECONDS)
             with httpx.Client(timeout=CLIENT_SECONDS, trust_env=False) as http:
                 yield Simulator(url, KEY, webhook_secret, process, http, lifeline)
         finally:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=START_SECONDS)
             finally:
                 lifeline.close()  # it ends with that, whatever holds it up
 

@@ -30,7 +30,7 @@ from app.cli import calendar as calendar_command
 from app.cli import cli, stores
 from app.cli.failing import DONE, NOT_FOUND, USAGE, guarded
 from tests import factories
-from tests.service import HOLDFAST, Postgres, Service, eventually, free_port, is_ready, store_environ
+from tests.service import HOLDFAST, START_SECONDS, Postgres, Service, eventually, free_port, is_ready, store_environ
 
 HOSTILE = 'Ada, "Countess";\r\nSTATUS:CANCELLED\r\n\\n Lovelace 👩🏽\N{ZERO WIDTH JOINER}🚀 \N{RIGHT-TO-LEFT OVERRIDE}x'
 #: As one line that can be seen: nothing is lost but what breaks lines or turns them around.
@@ -428,7 +428,7 @@ def test_no_log_line_and_no_metric_holds_a_secret(postgres: Postgres, with_redis
         process = subprocess.Popen([HOLDFAST, "serve", "--port", str(port)], env=environ, stdout=sink, stderr=sink)
         try:
             url = f"http://127.0.0.1:{port}"
-            eventually(lambda: is_ready(url), "the service to be ready", seconds=60)
+            eventually(lambda: is_ready(url), "the service to be ready", seconds=START_SECONDS)
             headers = {"Authorization": f"Bearer {environ['HOLDFAST_OPERATOR_KEY']}"}
             with httpx.Client(base_url=url, timeout=30) as client:
                 client.post(
@@ -443,7 +443,7 @@ def test_no_log_line_and_no_metric_holds_a_secret(postgres: Postgres, with_redis
                 metrics = client.get("/metrics").text
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=START_SECONDS)
     told = log.read_text()
     assert '"route":"/v1/calendars/{calendar}"' in told
     assert 'route="/v1/calendars/{calendar}"' in metrics

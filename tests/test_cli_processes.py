@@ -22,7 +22,17 @@ import pytest
 
 from app.cli.workers import listen, url_of
 from tests.redis_servers import RedisServer
-from tests.service import HOLDFAST, OPERATOR_KEY, SECRET, Postgres, eventually, free_port, serving, store_environ
+from tests.service import (
+    HOLDFAST,
+    OPERATOR_KEY,
+    SECRET,
+    START_SECONDS,
+    Postgres,
+    eventually,
+    free_port,
+    serving,
+    store_environ,
+)
 
 #: Of packages that take long to import. No command needs them just to say how it is used.
 HEAVY = {"litestar", "sqlalchemy", "alembic", "uvicorn", "httpx", "redis", "psycopg", "prometheus_client", "structlog"}
@@ -145,7 +155,7 @@ def test_workers_end_with_a_killed_parent_and_free_the_port(settings):
         workers = children(service.process.pid)
         assert len(workers) == 2
         service.process.kill()
-        eventually(lambda: gone(workers), "the workers to end", seconds=5)
+        eventually(lambda: gone(workers), "the workers to end")
         port = int(service.url.rpartition(":")[2])
         socket.create_server(("127.0.0.1", port)).close()
 
@@ -154,7 +164,7 @@ def test_a_terminated_service_ends_cleanly_with_its_workers(settings):
     with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
         workers = children(service.process.pid)
         service.process.terminate()
-        assert service.process.wait(timeout=20) == 0
+        assert service.process.wait(timeout=START_SECONDS) == 0
         assert gone(workers)
 
 
@@ -227,7 +237,7 @@ def test_demo_from_nothing_to_a_booking_through_a_kill_and_back(tmp_path):
         assert len(below) >= 4
         process.kill()
         process.wait()
-        eventually(lambda: gone(below), "the demo's processes to end", seconds=10)
+        eventually(lambda: gone(below), "the demo's processes to end")
     assert run("holds", "list", cwd=tmp_path).returncode == 2  # run.json is stale, and known to be
 
     # Expect the next start to have the same port, the same data and no second demo venue.
@@ -243,7 +253,7 @@ def test_demo_from_nothing_to_a_booking_through_a_kill_and_back(tmp_path):
         below = children(process.pid)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=START_SECONDS) == 0
         assert time.monotonic() - started < 15
         assert gone(below)
     assert not (tmp_path / ".holdfast" / "run.json").exists()
@@ -255,13 +265,13 @@ def test_demo_that_is_stopped_while_it_starts_leaves_nothing(tmp_path):
     with subprocess.Popen(
         command, cwd=tmp_path, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        eventually((home / "postgres" / "postmaster.pid").exists, "Postgres to start", seconds=60)
+        eventually((home / "postgres" / "postmaster.pid").exists, "Postgres to start", seconds=START_SECONDS)
         below = children(process.pid)
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=START_SECONDS)
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
-    eventually(lambda: gone(below), "the servers to end", seconds=10)
+    eventually(lambda: gone(below), "the servers to end")
     assert not (home / "run.json").exists()
 
 
@@ -273,7 +283,7 @@ def test_a_worker_that_is_stopped_while_it_starts_ends_cleanly():
             silent.settimeout(60)
             with silent.accept()[0]:  # it waits for the look at its database to be answered
                 process.terminate()
-                assert process.wait(timeout=30) == 0
+                assert process.wait(timeout=START_SECONDS) == 0
 
 
 def test_demo_takes_the_next_port_unless_one_was_named():

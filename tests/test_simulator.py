@@ -21,7 +21,7 @@ import pytest
 import stripe
 
 from app.simulator.objects import API_VERSION
-from tests.service import HOLDFAST, eventually
+from tests.service import HOLDFAST, START_SECONDS, eventually
 from tests.stripe_simulator import (
     CLIENT_SECONDS,
     ROOT,
@@ -1003,7 +1003,7 @@ def test_the_command_serves_and_stops(tmp_path):
     environ = {**os.environ, "HOLDFAST_ENV": "test"}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        eventually(lambda: answers(port), "the command to serve", seconds=60)
+        eventually(lambda: answers(port), "the command to serve", seconds=START_SECONDS)
         assert "no money moves" in see(f"http://127.0.0.1:{port}/livez").text
     finally:
         process.terminate()
@@ -1023,7 +1023,7 @@ def answers(port: int) -> bool:
 def test_it_ends_with_its_parent():
     with running_simulator(None) as simulator:
         simulator.lifeline.close()
-        assert simulator.process.wait(timeout=20) == -signal.SIGKILL
+        assert simulator.process.wait(timeout=START_SECONDS) == -signal.SIGKILL
 
 
 def test_its_mailbox_takes_and_shows_mail(tmp_path: Path):

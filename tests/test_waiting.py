@@ -728,7 +728,7 @@ def test_a_payment_that_never_came_makes_room_and_the_letter_says_how_to_take_it
     started = shop.checked_out(slot_id)
     entry = join(shop, slot_id, "grace@example.com")
     shop.lapse(started["booking"]["id"])
-    eventually(lambda: look(shop, entry)["status"] == "offered", "the place to be offered", seconds=30)
+    eventually(lambda: look(shop, entry)["status"] == "offered", "the place to be offered")
     offer = look(shop, entry)["offer"]
     [source] = shop.letters(offer["hold_id"])
     letter = message_from_string(source, policy=policy.default)
@@ -789,7 +789,7 @@ def test_who_is_failed_by_stripe_is_asked_again_before_all_others(shop: Shop):
     started = factories.made(httpx.post(f"{shop.service.url}/v1/checkout", json=body, timeout=30))
     # Nobody pays: the next one is asked.
     shop.lapse(started["booking"]["id"])
-    eventually(lambda: look(shop, second)["status"] == "offered", "the next one to be asked", seconds=30)
+    eventually(lambda: look(shop, second)["status"] == "offered", "the next one to be asked")
     assert look(shop, entry)["status"] == "lapsed"
     shop.assert_money_adds_up()
 

@@ -33,7 +33,7 @@ from app.mail.notice import MailServerAway
 from app.migrate import upgrade
 from app.settings import from_env
 from tests.redis_servers import RedisServer, running_redis
-from tests.service import Postgres, all_at_once, eventually
+from tests.service import START_SECONDS, Postgres, all_at_once, eventually
 from tests.shop import PRICE, Shop, running_shop, wait_stoppable
 from tests.stripe_simulator import SDK_WARNING
 
@@ -112,7 +112,7 @@ def asked(shop: Shop, operation: str) -> int:
 
 
 def reach(shop: Shop, operation: str, before: int) -> None:
-    eventually(lambda: asked(shop, operation) > before, f"{operation} to be asked", seconds=30)
+    eventually(lambda: asked(shop, operation) > before, f"{operation} to be asked")
 
 
 # -- an HTTP worker dies ----------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_worker_killed_in_the_middle_of_everything_has_it_done_by_the_next_one
         shop.wait_for(unclear["booking"]["id"], "confirmed")
         for each, count in ((told_of, 2), (untold, 2), (unclear, 1)):
             shop.letters(each["booking"]["id"], count)
-        eventually(lambda: shop.jobs() == [], "all jobs to be done", seconds=30)
+        eventually(lambda: shop.jobs() == [], "all jobs to be done")
     assert [refunds(shop, each) for each in (told_of, untold)] == [[PRICE], [PRICE]]
     assert [len(shop.letters(each["booking"]["id"])) for each in (told_of, untold, unclear)] == [2, 2, 1]
     for kind, count in (("payment.refunded", 2), ("booking.expired", 1), ("checkout.completed", 3)):
@@ -252,7 +252,7 @@ def test_workers_killed_again_and_again_do_everything_once(shop):
         shop.stripe.pay(each["session_id"])
     for pause in (0.0, 0.4):
         with shop.with_worker() as dying:
-            eventually(lambda: shop.service.query(WORKERS) != [], "the worker to be there", seconds=30)
+            eventually(lambda: shop.service.query(WORKERS) != [], "the worker to be there")
             time.sleep(pause)  # to die at another step each time
             kill(dying)
         shop.forget_dead_workers()
@@ -284,7 +284,7 @@ def test_a_booking_that_moved_on_meanwhile_gets_one_letter_of_it(shop):
         assert answer.status_code == 200, answer.text
     with shop.with_worker():
         shop.letters(booking["id"], 2)
-        eventually(lambda: shop.jobs() == [], "all jobs to be done", seconds=30)
+        eventually(lambda: shop.jobs() == [], "all jobs to be done")
     subjects = [letter.partition("Subject: ")[2].split(":")[0] for letter in shop.letters(booking["id"], 2)]
     assert sorted(subjects) == ["Changed", "Confirmed"]
 
@@ -323,7 +323,7 @@ def test_a_worker_that_is_told_to_stop_ends_what_it_is_at(shop):
         reach(shop, "refunds.create", before)
         stopping.terminate()
         shop.stripe.no_faults()
-        assert stopping.wait(timeout=30) == 0
+        assert stopping.wait(timeout=START_SECONDS) == 0
     assert shop.payment(started["booking"]["id"], "refund_status") == ("done",)
     assert refunds(shop, started) == [PRICE]
 
@@ -342,12 +342,12 @@ def test_a_worker_without_postgres_waits_for_it_and_can_be_stopped(shop, own_pos
                 [told] = [e for e in shop.stripe.events() if e["id"] == event]
                 return any(attempt["status"] == 503 for attempt in told["attempts"])
 
-            eventually(refused, "the webhook to be refused for now", seconds=30)
+            eventually(refused, "the webhook to be refused for now")
             assert shop.check_out(slot_id).status_code == 503
             wait_stoppable(one)
             wait_stoppable(other)
             other.terminate()
-            assert other.wait(timeout=30) == 0
+            assert other.wait(timeout=START_SECONDS) == 0
         shop.wait_ready()
         shop.wait_for(started["booking"]["id"], "confirmed")  # Stripe told again
         shop.letters(started["booking"]["id"])
@@ -375,7 +375,7 @@ def test_while_stripe_is_away_nothing_is_freed_or_sold_and_all_is_made_up_for(sh
         shop.stripe.pay(paid["session_id"])
         shop.wait_for(paid["booking"]["id"], "confirmed")  # what is paid is paid: nobody need be asked
         hits = shop.to_stripe.hits
-        eventually(lambda: shop.to_stripe.hits > hits + 5, "the worker to ask Stripe in vain", seconds=30)
+        eventually(lambda: shop.to_stripe.hits > hits + 5, "the worker to ask Stripe in vain")
         shop.assert_places(slot_id, 4, 2)  # the one that lapsed can still be paid, for all that is known
         assert shop.booking(owed["booking"]["id"])["payment"]["refund_status"] == "due"
         shop.to_stripe.heal()
@@ -386,7 +386,7 @@ def test_while_stripe_is_away_nothing_is_freed_or_sold_and_all_is_made_up_for(sh
             left = "slot_id = %s AND (status IN ('open', 'closing') OR refund_status = 'due')"
             return shop.service.query(f"SELECT 1 FROM payments WHERE {left}", uuid.UUID(slot_id)) == []
 
-        eventually(made_up, "all to be made up for", seconds=30)
+        eventually(made_up, "all to be made up for")
         shop.wait_for(lapsing["booking"]["id"], "expired")
     shop.assert_places(slot_id, 4, 1)
     assert refunds(shop, owed) == [PRICE]
@@ -420,7 +420,7 @@ async def test_without_redis_postgres_decides_who_may_pay(shop, own_redis):
     finally:
         own_redis.start()
     metric = "holdfast_degraded"
-    eventually(lambda: shop.service.metric(metric) == 0, "Redis to be trusted again", seconds=30)
+    eventually(lambda: shop.service.metric(metric) == 0, "Redis to be trusted again")
     shop.assert_places(slot_id, 3, 1)
 
 

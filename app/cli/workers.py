@@ -28,7 +28,7 @@ TICK_SECONDS = 0.1
 #: A worker that died is replaced after this long: one that cannot start must not spin.
 REPLACE_SECONDS = 1.0
 #: Until the first worker answers. Imports take a second or two, on a busy machine several times that.
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 #: What a stopping worker may need on top of its grace: work after replies, closing the pools.
 CLOSE_SECONDS = 8.0
 #: Connections that may wait to be accepted: a burst of clients must not be refused while the workers are busy.
