@@ -25,6 +25,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.claims import claimed, given_up
 from app.domain import (
     Alternatives,
     Booking,
@@ -73,6 +74,8 @@ class Caller(msgspec.Struct, frozen=True):
 
     actor: str
     request_id: str | None
+    #: Stands for a customer's address. None: whose holds are not counted.
+    client: str | None = None
 
 
 class BookingRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -428,17 +431,22 @@ async def take_hold(
     claim = Claim(facts, id_from_key("hold", facts.venue_id, key) if key else new_id(), quantity, None)
     if too_late(facts, caller):
         raise await _not_open(engine, claim, "past")
+    async with claimed(engine, caller.client, [claim], ttl_ms):
+        hold = await _take_somewhere(engine, claim, ttl_ms, key, caller)
+    outcomes("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
+    return hold, hold_token(engine, hold)
+
+
+async def _take_somewhere(engine: Engine, claim: Claim, ttl_ms: int, key: str | None, caller: Caller) -> Hold:
     try:
-        hold = await _take_in_redis(engine, claim, ttl_ms, key)
+        return await _take_in_redis(engine, claim, ttl_ms, key)
     except RedisAway:
         try:
-            hold = await _take_in_postgres(engine, claim, ttl_ms, None, caller)
+            return await _take_in_postgres(engine, claim, ttl_ms, None, caller)
         except Problem:
             if not key:  # a keyed one may have been taken by an earlier request, whose it still is
                 await engine.later(_give_back_late(engine, claim))
             raise
-    outcomes("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
-    return hold, hold_token(engine, hold)
 
 
 def too_late(facts: SlotFacts, caller: Caller) -> bool:
@@ -546,19 +554,24 @@ async def extend_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Call
     """
     claim = await _claim_of_token(engine, hold_id, token)
     ttl_ms = 1000 * (claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds)
+    async with claimed(engine, caller.client, [claim], ttl_ms):
+        hold = await _extend_somewhere(engine, claim, ttl_ms, caller)
+    return hold, hold_token(engine, hold)
+
+
+async def _extend_somewhere(engine: Engine, claim: Claim, ttl_ms: int, caller: Caller) -> Hold:
     longest_ms = 1000 * claim.facts.hold_max_seconds
     try:
         match await engine.holds.extend(claim.facts, claim.id, ttl_ms, longest_ms):
             case Extended() as found if found.limited:
                 raise HoldLimit(from_ms(found.expires_at_ms))
             case Extended() as found:
-                hold = live_hold(claim, found.since_ms, found.expires_at_ms, found.now_ms)
+                return live_hold(claim, found.since_ms, found.expires_at_ms, found.now_ms)
             case Gone() as gone:
                 await _read_row(engine, claim, gone)  # raises, unless Postgres keeps the hold
-                hold = await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
     except RedisAway:
-        hold = await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
-    return hold, hold_token(engine, hold)
+        pass
+    return await _extend_row(engine, claim, ttl_ms, longest_ms, caller)
 
 
 async def _extend_row(engine: Engine, claim: Claim, ttl_ms: int, longest_ms: int, caller: Caller) -> Hold:
@@ -581,6 +594,7 @@ async def release_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Cal
     released = await engine.mirror.give_back(claim.facts, claim.id, has_token=True)
     if not released:
         await _release_row(engine, claim.id, caller)
+    await given_up(engine, caller.client, claim)
     outcomes("release", "released").inc()
 
 

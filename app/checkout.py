@@ -28,6 +28,7 @@ import structlog
 
 from app import booking
 from app.booking import BookingRequest, Caller
+from app.claims import claimed
 from app.domain import Booking, Payment
 from app.engine import Engine
 from app.errors import (
@@ -129,8 +130,15 @@ async def checkout(engine: Engine, request: BookingRequest, way: Way, *, caller:
         return Started(made, token, None, None, None)
     if engine.gateway is None:
         raise PaymentFailed("No payment is set up here")
-    to_pay = _new_payment(engine, request, order, way)
-    waiting = msgspec.structs.replace(request, payment=to_pay, ttl_ms=SESSION_MINUTES * 60_000)
+    facts = await engine.mirror.facts(order.offer.slot_id)
+    unpaid = booking.Claim(facts, order.booking_id, order.quantity, None)
+    async with claimed(engine, caller.client, [unpaid], SESSION_MINUTES * 60_000):
+        to_pay = _new_payment(engine, request, order, way)
+        waiting = msgspec.structs.replace(request, payment=to_pay, ttl_ms=SESSION_MINUTES * 60_000)
+        return await _to_be_paid(engine, engine.gateway, waiting, caller)
+
+
+async def _to_be_paid(engine: Engine, gateway: Gateway, waiting: BookingRequest, caller: Caller) -> Started:
     try:
         made, token = await booking.book(engine, waiting, caller=caller)
     except BookingNotFound as error:  # of a request with the same key, which gave it up at this moment
@@ -139,7 +147,7 @@ async def checkout(engine: Engine, request: BookingRequest, way: Way, *, caller:
     if payment is None:
         raise AssertionError("a booking that waits for payment has one")
     if payment.status == "creating":
-        payment = await _open_session(engine, engine.gateway, payment)
+        payment = await _open_session(engine, gateway, payment)
     if payment.session_url is None and payment.status == "expired":  # its time was over before anybody could pay
         raise AlreadyResolved(made.id, "expired", None)
     if payment.session_url is None or payment.status == "abandoned":

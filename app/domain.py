@@ -36,6 +36,8 @@ class SlotFacts(msgspec.Struct, frozen=True):
     occupied_until: datetime | None = None
     #: From then on it is too late for customers; None: until it starts.
     closes_at: datetime | None = None
+    #: So many places of its venue one client may hold at once; None: the service's default, 0: any number.
+    holds_per_client: int | None = None
 
     def excludes(self, other: "SlotFacts") -> bool:
         """Tell whether one person or place could not do both."""

@@ -21,6 +21,7 @@ from app.errors import Unavailable
 from app.gateway import gateway
 from app.holds import PROBE_SECONDS, Holds, RedisAway, connect
 from app.ledger import Ledger
+from app.limits import Limits
 from app.mirror import Mirror
 from app.payments import Payments
 from app.settings import Settings, SettingsError
@@ -50,6 +51,7 @@ class Engine:
         self.ledger = Ledger(settings.database_url)
         self.mirror = Mirror(self.holds, self.ledger)
         self.payments = Payments(self.ledger)
+        self.limits = Limits(self.holds)
         #: None: nothing can be paid online.
         self.gateway = gateway(settings)
         self._later: set[asyncio.Task[None]] = set()
@@ -162,6 +164,7 @@ async def sweep(engine: Engine) -> None:
                 await count_money(engine)
             if time.monotonic() > forget_at:
                 await engine.ledger.forget_old_answers()
+                await engine.ledger.forget_claims()
                 forget_at = time.monotonic() + FORGET_SECONDS
         except (Unavailable, RedisAway) as error:
             log.debug("sweep_postponed", reason=str(error))

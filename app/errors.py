@@ -13,11 +13,13 @@
       SlotUnavailable         409    slot_unavailable         taken, closed or past: true at some moment of the request
       SlotAvailable           409    slot_available           nobody waits for what can be booked
       HoldLimit               409    hold_limit               a hold has been prolonged as far as its venue allows
+        HeldTooMuch                                           a client holds as many places as it may
       AlreadyResolved         409    already_resolved         the booking or hold ended before, and how
       Conflict                409    conflict                 an operator's change that contradicts what is stored
       HoldExpired             410    hold_expired             the deadline passed on the store's clock
       UnsupportedMediaType    415    unsupported_media_type
       IdempotencyKeyReused    422    idempotency_key_reused   same key, other request
+      RateLimited             429    rate_limited             a client asks too often; with Retry-After
       PaymentFailed           502    payment_failed           Stripe refused or failed; the places came back
       Unavailable             503    never raised itself; always with Retry-After
         Busy                         busy                     a lock or a connection could not be had in time
@@ -155,10 +157,19 @@ class SlotAvailable(Problem):
 
 
 class HoldLimit(Problem):
-    status, code, title = 409, "hold_limit", "Held for as long as allowed"
+    status, code, title = 409, "hold_limit", "No more can be held"
 
     def __init__(self, expires_at: datetime) -> None:
         super().__init__("The hold cannot be prolonged any further", expires_at=expires_at)
+
+
+class HeldTooMuch(HoldLimit):
+    """`held` places of the venue are one client's, who may have `limit`. The first of them lapse at `may_free_at`."""
+
+    def __init__(self, limit: int, held: int, may_free_at: datetime) -> None:
+        places = "1 place" if limit == 1 else f"{limit} places"
+        detail = f"You may hold {places} here at once: book or give up what you hold, or let it lapse"
+        Problem.__init__(self, detail, limit=limit, held=held, may_free_at=may_free_at)
 
 
 class AlreadyResolved(Problem):
@@ -198,6 +209,20 @@ class IdempotencyKeyReused(Problem):
 
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key was used for another request")
+
+
+class RateLimited(Problem):
+    """Asked too often. `policy` and `quota` are the headers RateLimit-Policy and RateLimit."""
+
+    status, code, title = 429, "rate_limited", "Too many requests"
+
+    def __init__(self, wait_seconds: int, policy: str, quota: str) -> None:
+        super().__init__("Too many requests from your address: wait as long as Retry-After says")
+        self._headers = {"Retry-After": str(wait_seconds), "RateLimit-Policy": policy, "RateLimit": quota}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
 
 
 class PaymentFailed(Problem):

@@ -184,6 +184,14 @@ class Extended(msgspec.Struct, frozen=True):
     limited: bool
 
 
+class InTheWay(msgspec.Struct, frozen=True):
+    """What a client holds already, and when the first of it ends by itself."""
+
+    held: int
+    next_end: datetime
+    ids: list[UUID]
+
+
 class Gone(msgspec.Struct, frozen=True):
     """No such live hold. `settled`: it was booked; `gone`: it lapsed, or this Redis never knew it."""
 
@@ -448,6 +456,35 @@ class Holds:
         key = f"hf:{{{hold_id}}}:asked"
         await self._guarded(lambda: self.client.set(key, fingerprint, nx=True, ex=SETTLED_SECONDS))
         return bool(await self._guarded(lambda: self.client.get(key)) == fingerprint)
+
+    # -- clients ----------------------------------------------------------------------------------------------------
+
+    async def allow(self, limit: str, client: str, interval: float, most: int, requests: int) -> float:
+        """Let a client's request pass, `most` at once and one every `interval` seconds; returns how long it must wait
+        instead, 0 when it need not. -1 request gives one back.
+        """
+        call = Call("allow", (f"hf:{{{client}}}:{limit}",), (round(interval * 1e6), most, requests))
+        match await self.run(call):
+            case ["allowed", _]:
+                return 0.0
+            case ["wait", wait]:
+                return float(wait) / 1e6
+            case reply:
+                raise AssertionError(f"allow.lua said {reply!r}")
+
+    async def claim(self, client: str, hold_id: UUID, places: int, most: int, ttl_ms: int) -> bool | InTheWay:
+        """Count places as held by a client; False when this hold's were counted before."""
+        match await self.run(Call("claim", (f"hf:{{{client}}}:claims",), (str(hold_id), places, most, ttl_ms))):
+            case ["claimed", new]:
+                return bool(new)
+            case ["limit", held, next_end, *ids]:
+                return InTheWay(held, from_ms(next_end), [UUID(each) for each in ids])
+            case reply:
+                raise AssertionError(f"claim.lua said {reply!r}")
+
+    async def drop_claim(self, client: str, hold_id: UUID) -> None:
+        """Count a hold's places no longer."""
+        await self.run(Call("claim", (f"hf:{{{client}}}:claims",), (str(hold_id), 0, 0, 0)))
 
     # -- calls, also for `run_many` ---------------------------------------------------------------------------------
 

@@ -473,8 +473,8 @@ class Ledger:
 
     async def _read_facts(self, slot_ids: Sequence[UUID]) -> list[tuple[SlotFacts, Counts] | Exception | None]:
         rows = await self._settled_rows(
-            "SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, v.hold_ttl_seconds, v.hold_max_seconds"
-            " FROM slots AS s JOIN venues AS v ON v.id = s.venue_id WHERE s.id = ANY (%s)",
+            "SELECT s.*, s.id AS slot_id, s.status = 'open' AS is_open, v.hold_ttl_seconds, v.hold_max_seconds,"
+            " v.holds_per_client FROM slots AS s JOIN venues AS v ON v.id = s.venue_id WHERE s.id = ANY (%s)",
             (list(slot_ids),),
         )
         found = {row.slot_id: (_facts(row), counts_of(row)) for row in rows}
@@ -663,6 +663,41 @@ class Ledger:
         while forgotten == FORGET_BATCH:
             [(forgotten,)] = await self._settled_rows(_FORGET_ANSWERS, (FORGET_BATCH,))
 
+    # -- clients ----------------------------------------------------------------------------------------------------
+
+    async def claim_places(
+        self, client: str, hold_id: UUID, places: int, most: int, ttl_ms: int
+    ) -> bool | list[tuple[UUID, int, datetime]]:
+        """Count places as held by a client, as `claim.lua` does; False when this hold's were counted before. Else the
+        claims that are in the way: their holds, places and ends.
+        """
+        named = {"client": client, "id": hold_id, "places": places, "most": most, "ttl": ttl_ms}
+        rows = await self._settled_rows(
+            "SELECT EXISTS (SELECT FROM claims WHERE client = %(client)s AND id = %(id)s AND expires_at > now())"
+            "  AS known, c.id, c.places, c.expires_at FROM (VALUES (1)) AS one LEFT JOIN claim_places("
+            "  %(client)s, %(id)s, %(places)s, %(most)s, %(ttl)s * interval '1 millisecond') AS c ON true",
+            named,
+        )
+        if rows[0].id is None:
+            return not rows[0].known
+        return [(row.id, row.places, row.expires_at) for row in rows]
+
+    async def drop_claims(self, client: str, ids: Sequence[UUID]) -> None:
+        await self._settled_rows(
+            "DELETE FROM claims WHERE client = %s AND id = ANY (%s) RETURNING 1", (client, list(ids))
+        )
+
+    async def forget_claims(self) -> None:
+        """Drop the claims that have ended: their clients may never come back."""
+        await self._settled_rows("DELETE FROM claims WHERE expires_at < now() RETURNING 1", ())
+
+    async def resolved(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Tell which of these holds have become bookings, or rows that ended."""
+        rows = await self._settled_rows(
+            "SELECT id FROM bookings WHERE id = ANY (%s) AND status NOT IN ('held', 'pending_payment')", (list(ids),)
+        )
+        return [row.id for row in rows]
+
     async def ping(self) -> None:
         await self._settled_rows("SELECT 1", ())
 
@@ -795,6 +830,7 @@ def _facts(row: Row) -> SlotFacts:
     return SlotFacts(
         row.slot_id, row.venue_id, row.resource_id, row.starts_at, row.ends_at,
         row.hold_ttl_seconds, row.hold_max_seconds, _occupied_until(row), row.closes_at,
+        row.holds_per_client,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Litestar
 from litestar.datastructures import State
 
-from app import api, engine, settings, telemetry
+from app import api, engine, telemetry
 from app.api import docs, problems, wire
 from app.api.direct import Direct
 from app.api.edge import Edge, Origins
@@ -75,7 +75,7 @@ def create_app(chosen: Settings) -> Application:
         logging_config=None,
         debug=False,
     )
-    application = Application(Edge(Direct(app, MAX_BODY), app.state))
+    application = Application(Edge(Direct(app, MAX_BODY), app.state, chosen))
     return application
 
 
@@ -83,7 +83,7 @@ def _render(slot: Slot, room: Room | None) -> bytes:
     return msgspec.json.encode(wire.slot(slot, room))
 
 
-def app_factory() -> Application:
-    """Build the application from the environment: what the server's workers call."""
+def app_factory(chosen: Settings) -> Application:
+    """Build the application as the server's workers run it, with its logs."""
     telemetry.configure_logging()
-    return create_app(settings.from_env())
+    return create_app(chosen)

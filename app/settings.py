@@ -1,6 +1,8 @@
 """Settings: read from the environment once, checked before anything starts."""
 
+import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from email.utils import parseaddr
 from typing import TypeVar
@@ -15,11 +17,28 @@ MIN_OPERATOR_KEY_LENGTH = 16
 MIN_WEBHOOK_SECRET_LENGTH = 8
 #: The only keys that our Stripe simulator takes: whoever runs with one moves no money, which production must not.
 SIMULATOR_KEY_PREFIX = "sk_simulator_"
+#: What a client may ask at once after a silence, in seconds (or whatever its rate is in) of its rate.
+BURST = 4
+#: Places that a venue, or the service, may let one client hold.
+MOST_HOLDS = 1_000
 STRIPE_API = "https://api.stripe.com"
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """So many requests in so many seconds, and so many at once after a silence."""
+
+    count: int
+    seconds: int
+    burst: int
 
 
 class SettingsError(Exception):
     """A variable is missing or wrong; the text is one line that names it."""
+
+
+#: Where limits are on by default. A person clicks once a second at most; behind one address may be an office.
+DEFAULT_RATE = Rate(50, 1, BURST * 50)
+DEFAULT_HOLDS = 20
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +56,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hold_ttl_seconds: int = 300
     #: Live streams that a process keeps open at once. Each costs some ten KB, and a write for every change it shows.
     live_streams: int = 1000
+    #: Whose X-Forwarded-For is believed: addresses and networks. None: nobody said, and nobody's is.
+    trusted_proxies: tuple[str, ...] | None = None
+    #: How often one client may change something. None: as often as it likes.
+    rate_limit: Rate | None = None
+    #: Places of a venue that one client may hold at once, where the venue does not say otherwise; 0: any number.
+    holds_per_client: int = 0
     #: Where customers reach the service: links in e-mails, and where Stripe sends them back to.
     public_url: str = "http://127.0.0.1:8000"
     #: None: nothing can be paid online.
@@ -68,6 +93,9 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: a variable is missing or has a wrong value.
     """
     production = _choice(environ, "HOLDFAST_ENV", "production", ("production", "development", "test")) == "production"
+    proxies = _proxies(environ)
+    # Limits by address are for who has said how addresses are told. Else all customers of an unnamed proxy were one.
+    limited = proxies is not None and not _flag(environ, "HOLDFAST_DEMO")
     host, port = environ.get("HOLDFAST_HOST", "127.0.0.1"), _integer(environ, "HOLDFAST_PORT", 8000, 1, 65_535)
     return Settings(
         redis_url=_redis_url(_required(environ, "REDIS_URL")),
@@ -79,6 +107,9 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         workers=_integer(environ, "HOLDFAST_WORKERS", 1, 1, 64),
         hold_ttl_seconds=_integer(environ, "HOLDFAST_HOLD_TTL_SECONDS", 300, 1, 86_400),
         live_streams=_integer(environ, "HOLDFAST_LIVE_STREAMS", 1000, 0, 100_000),
+        trusted_proxies=proxies,
+        rate_limit=_rate(environ, "HOLDFAST_RATE_LIMIT", DEFAULT_RATE if limited else None),
+        holds_per_client=_holds_per_client(environ, DEFAULT_HOLDS if limited else 0),
         demo=_flag(environ, "HOLDFAST_DEMO"),
         production=production,
         public_url=_url(environ, "HOLDFAST_PUBLIC_URL", f"http://{host}:{port}", ("http", "https")),
@@ -127,6 +158,40 @@ def _webhook_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
             f"STRIPE_WEBHOOK_SECRET must have at least {MIN_WEBHOOK_SECRET_LENGTH} characters, each part of it"
         )
     return secrets
+
+
+def _proxies(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    text = environ.get("HOLDFAST_TRUSTED_PROXIES", "").strip()
+    if not text:
+        return None
+    named = () if text == "none" else tuple(part.strip() for part in text.split(","))
+    try:
+        for each in named:
+            ipaddress.ip_network(each)
+    except ValueError:
+        raise SettingsError(
+            f"HOLDFAST_TRUSTED_PROXIES must be addresses and networks, such as 10.0.0.0/8, or none, not {text!r}"
+        ) from None
+    return named
+
+
+def _rate(environ: Mapping[str, str], name: str, default: Rate | None) -> Rate | None:
+    text = environ.get(name, "").strip()
+    if text in ("", "off"):
+        return None if text else default
+    match = re.fullmatch(r"([1-9][0-9]{0,5})/(s|min|h)", text)
+    if match is None:
+        raise SettingsError(f"{name} must be off or like 50/s, 100/min or 500/h, not {text!r}")
+    count = int(match[1])
+    return Rate(count, {"s": 1, "min": 60, "h": 3600}[match[2]], BURST * count)
+
+
+def _holds_per_client(environ: Mapping[str, str], default: int) -> int:
+    name = "HOLDFAST_HOLDS_PER_CLIENT"
+    text = environ.get(name, "").strip()
+    if text in ("", "off"):
+        return 0 if text else default
+    return _integer(environ, name, default, 1, MOST_HOLDS)
 
 
 def _mail_from(environ: Mapping[str, str]) -> str:

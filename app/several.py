@@ -15,6 +15,7 @@ import msgspec
 
 from app import booking
 from app.booking import Caller, Claim
+from app.claims import claimed
 from app.domain import Booking, Customer, Hold, UnavailableReason
 from app.engine import Engine
 from app.errors import (
@@ -264,6 +265,14 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
     if late:
         raise await _unavailable(engine, claims, [Refused(c.facts.id, "past", c.quantity, 0) for c in late])
     ttl_ms = 1000 * min(claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds for claim in claims)
+    async with claimed(engine, caller.client, claims, ttl_ms):
+        holds = await _hold_somewhere(engine, claims, ttl_ms, key, caller)
+    return [(each, booking.hold_token(engine, each)) for each in holds]
+
+
+async def _hold_somewhere(
+    engine: Engine, claims: Sequence[Claim], ttl_ms: int, key: str | None, caller: Caller
+) -> list[Hold]:
     try:
         taken = await asyncio.gather(*(_taken(engine, claim, ttl_ms) for claim in claims))
         reused = (
@@ -282,7 +291,7 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
         await _give_back(engine, [claim for claim in claims if claim.id in new])
         raise problem or await _unavailable(engine, claims, refused)
     outcomes("hold_several", "replayed" if all(each.replayed for each in holds) else "held").inc()
-    return [(each, booking.hold_token(engine, each)) for each in holds]
+    return holds
 
 
 async def _claim_key(engine: Engine, claims: Sequence[Claim], key: str) -> bool:
@@ -310,7 +319,7 @@ async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | 
 
 async def _hold_rows(
     engine: Engine, claims: Sequence[Claim], ttl_ms: int, key: str | None, caller: Caller
-) -> list[tuple[Hold, str]]:
+) -> list[Hold]:
     # Of rows that may come in another order next time, the first by its slot carries the key, which is unique: not as
     # it is, because whoever books these holds may use the same one.
     bound = min(claims, key=lambda claim: claim.facts.id) if key else None
@@ -348,4 +357,4 @@ async def _hold_rows(
         for claim, outcome in zip(claims, decided, strict=True)
     ]  # fmt: skip
     outcomes("hold_several", "degraded").inc()
-    return [(each, booking.hold_token(engine, each)) for each in holds]
+    return holds

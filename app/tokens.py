@@ -93,6 +93,11 @@ def _session_mac(secret: str, operator_key: str, payload: bytes) -> bytes:
     return _mac(secret, b"session", hashlib.sha256(operator_key.encode()).digest() + payload)
 
 
+def client_name(secret: str, address: str) -> str:
+    """Name whoever has an address: the stores need not know it."""
+    return _mac(secret, b"client", address.encode())[:16].hex()
+
+
 def token_hash(token: str) -> bytes:
     """What is stored of a manage token. The token has 192 random-looking bits, so one plain hash is enough."""
     return hashlib.sha256(token.encode()).digest()

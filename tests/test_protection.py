@@ -1,7 +1,9 @@
 """What keeps others out of the way: whose pages may call, how often, and how much one client may hold."""
 
 import asyncio
-from collections.abc import Iterator
+import ipaddress
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -9,8 +11,9 @@ import httpx
 import msgspec
 import pytest
 
-from app.api import edge, strict, wire
+from app.api import edge, strict, who, wire
 from app.errors import DatabaseUnavailable, InvalidRequest
+from app.settings import from_env
 from tests import factories
 from tests.redis_servers import running_redis
 from tests.service import (
@@ -19,7 +22,11 @@ from tests.service import (
     bundled_redis_server,  # noqa: F401 fixture
     eventually,
     postgres,  # noqa: F401 fixture
+    service,  # noqa: F401 fixture
     serving,
+    store_environ,
+    with_redis,  # noqa: F401 fixture
+    without_redis,  # noqa: F401 fixture
 )
 
 SALON = "https://salon.example"
@@ -29,9 +36,16 @@ SALON = "https://salon.example"
 def shielded(postgres: Postgres) -> Iterator[Service]:  # noqa: F811 fixture
     with (
         running_redis("--maxmemory-policy", "noeviction") as redis,
-        serving(postgres.fresh(), redis.url, redis=redis) as service,
+        serving(
+            postgres.fresh(),
+            redis.url,
+            redis=redis,
+            HOLDFAST_TRUSTED_PROXIES="127.0.0.1",
+            HOLDFAST_RATE_LIMIT="5/h",
+            HOLDFAST_PUBLIC_URL="https://book.example",
+        ) as running,
     ):
-        yield service
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +54,15 @@ def operator(shielded: Service) -> Iterator[httpx.Client]:
         yield client
 
 
+#: Addresses that nobody has had yet.
+_addresses = map(str, ipaddress.ip_network("10.0.0.0/16").hosts())
+
+
 @pytest.fixture
 def everyone(shielded: Service) -> Iterator[httpx.Client]:
+    """A client behind the proxy, with an address of its own."""
     with factories.client(shielded) as client:
+        client.headers["X-Forwarded-For"] = next(_addresses)
         yield client
 
 
@@ -228,3 +248,199 @@ async def test_what_was_known_of_the_origins_is_kept_while_postgres_is_away(monk
         await asyncio.sleep(0)
     assert answers == []
     assert await origins.include(SALON)
+
+
+# -- who a client is --------------------------------------------------------------------------------------------------
+
+
+def test_a_client_is_an_address_and_of_ipv6_a_household() -> None:
+    chosen = from_env(store_environ("postgresql://localhost/x", "redis://localhost"))
+
+    def client(address: str | None) -> str:
+        return who.client(chosen, {"client": None if address is None else (address, 1234)})
+
+    assert client("192.0.2.1") == client("::ffff:192.0.2.1") != client("192.0.2.2")
+    assert client("2001:db8:0:1::1") == client("2001:db8:0:1:ffff::2") != client("2001:db8:0:2::1")
+    assert client("no address") != client(None)
+    assert "192" not in client("192.0.2.1")
+
+
+# -- how often --------------------------------------------------------------------------------------------------------
+
+#: What five an hour may do at once.
+BURST = 20
+
+
+async def flood(of: Service, requests: int, headers: Callable[[], dict[str, str]]) -> Counter[int]:
+    """Ask for holds at once, with a body that is refused as soon as it is read; returns the statuses."""
+    async with of.client(requests) as client:
+
+        async def ask() -> int:
+            answer = await client.post("/v1/holds", json={}, headers=headers())
+            if answer.status_code == 429:
+                assert_limited(answer, "requests")
+            return answer.status_code
+
+        return Counter(await asyncio.gather(*(ask() for _ in range(requests))))
+
+
+def assert_limited(answer: httpx.Response, name: str) -> None:
+    assert answer.status_code == 429
+    problem = answer.json()
+    assert (problem["code"], problem["status"]) == ("rate_limited", 429)
+    seconds = int(answer.headers["retry-after"])
+    assert seconds >= 1
+    assert answer.headers["ratelimit"] == f'"{name}";r=0;t={seconds}'
+    assert answer.headers["ratelimit-policy"].startswith(f'"{name}";q=')
+
+
+@pytest.mark.anyio
+async def test_as_many_pass_as_may_at_once_over_all_processes(shielded: Service) -> None:
+    address = next(_addresses)
+    assert await flood(shielded, 3 * BURST, lambda: {"X-Forwarded-For": address}) == {400: BURST, 429: 2 * BURST}
+    assert (await flood(shielded, 1, lambda: {"X-Forwarded-For": next(_addresses)}))[429] == 0
+
+
+@pytest.mark.anyio
+async def test_what_a_client_says_of_itself_makes_it_nobody_else(shielded: Service) -> None:
+    """The proxy writes the address it sees behind whatever was sent: that one counts."""
+    address = next(_addresses)
+    spoofed = await flood(shielded, 2 * BURST, lambda: {"X-Forwarded-For": f"{next(_addresses)}, {address}"})
+    assert spoofed == {400: BURST, 429: BURST}
+
+
+def test_operators_are_not_limited_but_whoever_only_says_so_is(
+    everyone: httpx.Client, operator: httpx.Client, slot: dict[str, Any]
+) -> None:
+    everyone.headers["Authorization"] = "Bearer wrong"
+    statuses = [everyone.delete(f"/v1/holds/{uuid4()}").status_code for _ in range(BURST + 1)]
+    assert statuses == [401] * BURST + [429]
+    assert everyone.get(f"/v1/slots/{slot['id']}").status_code == 200  # reading is not limited
+    everyone.headers["Authorization"] = operator.headers["Authorization"]
+    for _ in range(3):
+        assert everyone.delete(f"/v1/holds/{uuid4()}").status_code == 204
+
+
+def test_a_page_may_read_that_it_asks_too_often(everyone: httpx.Client, venue: dict[str, Any]) -> None:
+    answers = [everyone.post("/v1/holds", content=b"x", headers={"Origin": SALON}) for _ in range(BURST + 1)]
+    assert answers[-1].headers["access-control-allow-origin"] == SALON
+    assert_limited(answers[-1], "requests")
+    old = everyone.post(f"/api/v1/public/{venue['slug']}/book", json={})
+    assert (old.status_code, old.json()["error"]["code"]) == (429, "RATE_LIMITED")
+    assert everyone.post("/v1/h%6Flds", content=b"x").status_code == 429  # written in another way
+    assert everyone.post("/v1/holds%2F", content=b"x").status_code == 404
+
+
+def test_nobody_tries_one_key_after_the_other(shielded: Service, everyone: httpx.Client) -> None:
+    right = {"key": shielded.operator["Authorization"].removeprefix("Bearer ")}
+    guesses = [everyone.post("/session", json={"key": f"guess number {n}"}) for n in range(12)]
+    assert [each.status_code for each in guesses] == [401] * 10 + [429] * 2
+    assert_limited(guesses[-1], "sign-in")
+    assert everyone.post("/session", json=right).status_code == 429  # or a guess would be told from the right one
+    everyone.headers["X-Forwarded-For"] = next(_addresses)
+    assert {everyone.post("/session", json=right).status_code for _ in range(15)} == {204}
+
+
+# -- how much one client holds: with Redis and without ----------------------------------------------------------------
+
+MOST = 7
+CONNECTIONS = 25
+#: Postgres takes one after the other of those that one client asks for.
+ATTEMPTS = {True: 1000, False: 200}
+
+
+def slots_of(of: Service, **venue: Any) -> list[dict[str, Any]]:
+    """Slots of three resources of one venue."""
+    with factories.client(of, operator=True) as client:
+        slug = factories.venue(client, **venue)["slug"]
+        return [factories.slot(client, factories.resource(client, slug), capacity=500) for _ in range(3)]
+
+
+def held_of(of: Service, slots: list[dict[str, Any]]) -> int:
+    with factories.client(of) as client:
+        return sum(client.get(f"/v1/slots/{slot['id']}").json()["held"] for slot in slots)
+
+
+async def grab(of: Service, slots: list[dict[str, Any]], attempts: int) -> list[httpx.Response]:
+    """Hold all there is, as one client that calls itself many."""
+    numbers = iter(range(attempts))
+    answers: list[httpx.Response] = []
+    async with of.client(CONNECTIONS) as client:
+
+        async def go_on() -> None:
+            for n in numbers:
+                headers = {"X-Forwarded-For": f"10.1.{n // 250}.{n % 250}"}
+                body = {"slot_id": slots[n % len(slots)]["id"]}
+                answers.append(await client.post("/v1/holds", json=body, headers=headers))
+
+        await asyncio.gather(*(go_on() for _ in range(CONNECTIONS)))
+    return answers
+
+
+@pytest.mark.anyio
+async def test_one_client_occupies_what_it_may_however_often_it_tries(service: Service) -> None:  # noqa: F811
+    slots = slots_of(service, holds_per_client=MOST)
+    answers = await grab(service, slots, ATTEMPTS[service.redis is not None])
+    assert held_of(service, slots) == MOST
+    statuses = Counter(each.status_code for each in answers)
+    assert statuses[201] == MOST
+    assert set(statuses) <= {201, 409, 503}
+    refused = next(each for each in answers if each.status_code == 409).json()
+    assert (refused["code"], refused["limit"], refused["held"]) == ("hold_limit", MOST, MOST)
+    assert refused["may_free_at"]
+    assert f"{MOST} places" in refused["detail"]
+    with factories.client(service, operator=True) as client:  # the venue's own back end is no client
+        factories.hold(client, slots[0]["id"], 50)
+
+
+@pytest.mark.anyio
+async def test_control_where_nobody_limits_it_one_client_occupies_more(service: Service) -> None:  # noqa: F811
+    slots = slots_of(service, holds_per_client=0)
+    await grab(service, slots, 5 * MOST)
+    assert held_of(service, slots) == 5 * MOST
+
+
+def test_what_is_released_booked_or_could_not_be_had_does_not_count(service: Service) -> None:  # noqa: F811
+    slots = slots_of(service, holds_per_client=2)
+    path, [first, second, third] = "/v1/holds", slots
+    with factories.client(service) as client:
+        one = factories.hold(client, first["id"], 2)
+        assert client.post(path, json={"slot_id": second["id"]}).status_code == 409
+        extended = client.post(f"{path}/{one['id']}/extend", headers={"Hold-Token": one["token"]})
+        assert extended.status_code == 200  # it is counted already
+        assert client.delete(f"{path}/{one['id']}", headers={"Hold-Token": one["token"]}).status_code == 204
+        for _ in range(3):
+            assert client.post(path, json={"slot_id": second["id"], "quantity": 501}).status_code in (400, 409)
+        two = factories.hold(client, second["id"], 2)
+        body = {"hold_token": two["token"], "customer": {"name": "Ada", "email": "ada@example.com"}}
+        assert client.post("/v1/bookings", json=body).status_code == 201
+        together = {"items": [{"slot_id": first["id"]}, {"slot_id": third["id"]}]}
+        assert client.post(path, json=together).status_code == 201
+        refused = client.post(path, json={"items": [{"slot_id": second["id"], "quantity": 2}]})
+        assert refused.json()["code"] == "hold_limit"
+
+
+def test_a_key_that_is_used_again_wins_no_place(service: Service) -> None:  # noqa: F811
+    """Neither a repetition nor a misused key makes a claim smaller or go away."""
+    slots = slots_of(service, holds_per_client=3)
+    with factories.client(service) as client:
+        key = {"Idempotency-Key": str(uuid4())}
+        body = {"slot_id": slots[0]["id"], "quantity": 3}
+        first, again = (client.post("/v1/holds", json=body, headers=key) for _ in range(2))
+        assert (first.status_code, again.json()["id"]) == (201, first.json()["id"])
+        for other in ({**body, "quantity": 1}, {**body, "slot_id": slots[1]["id"]}):
+            assert client.post("/v1/holds", json=other, headers=key).status_code in (409, 422)
+        assert client.post("/v1/holds", json={"slot_id": slots[2]["id"]}).json()["code"] == "hold_limit"
+
+
+# -- last: this ends the Redis of the service above -------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_limits_survive_the_loss_of_redis(shielded: Service) -> None:
+    assert shielded.redis is not None
+    shielded.redis.kill()
+    address = next(_addresses)
+    statuses = await flood(shielded, 6 * BURST, lambda: {"X-Forwarded-For": address})
+    assert set(statuses) == {400, 429}
+    assert BURST <= statuses[400] <= 2 * BURST  # each of the two processes counts for itself

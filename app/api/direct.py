@@ -42,7 +42,7 @@ class Direct:
                 headers = dict(scope["headers"])
                 if len(headers) == len(scope["headers"]) and self._is_usual(headers):
                     scope["path_template"] = path
-                    return self._serve(path, slug, headers, receive, send)
+                    return self._serve(scope, slug, headers, receive, send)
         return self.app(scope, receive, send)  # type: ignore[arg-type]
 
     def _is_usual(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -55,25 +55,27 @@ class Direct:
             and _HOST.fullmatch(headers.get(b"host", b"")) is not None
         )
 
-    async def _serve(self, path: str, slug: str, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-        said: Any = appointments if path == APPOINTMENTS else problems
+    async def _serve(
+        self, scope: Scope, slug: str, headers: Mapping[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        said: Any = appointments if scope["path_template"] == APPOINTMENTS else problems
         try:
-            answer = await self._answer(path, slug, headers, await _body(receive))
+            answer = await self._answer(scope, slug, headers, await _body(receive))
         except Problem as problem:
             answer = said.render(None, problem)
         except Exception as error:
             answer = said.render_bug(None, error)
         await answer.send(send)
 
-    async def _answer(self, path: str, slug: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
-        state = self.app.state
+    async def _answer(self, scope: Scope, slug: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
+        path, state = scope["path_template"], self.app.state
         engine: Engine = state.engine
         strict.refuse_other_media(
             headers.get(b"content-type", b"").decode("latin-1"),
             headers.get(b"content-encoding", b"identity").decode("latin-1"),
         )
         shown = headers.get(b"authorization")
-        caller = strict.caller(engine, {} if shown is None else {"authorization": shown.decode("latin-1")})
+        caller = strict.caller(engine, scope, {} if shown is None else {"authorization": shown.decode("latin-1")})
         key = headers.get(b"idempotency-key")
         key_text = None if key is None else key.decode("latin-1")
         if path == APPOINTMENTS:

@@ -1,4 +1,4 @@
-"""What is decided about a request before anything of it is read: whose page it comes from.
+"""What is decided about a request before anything of it is read: whose page it comes from, and whether too many came.
 
 An ASGI layer in front of all others, so that problems and the way of a crowd (`direct`) are under the same rules. What
 customers may call is one table, and whatever is not in it is for operators and machines: no other site's page reads
@@ -9,11 +9,15 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
 from litestar.datastructures import State
 
-from app.errors import Unavailable
+from app.api import appointments, problems, who
+from app.errors import RateLimited, Unavailable
+from app.limits import Limit
+from app.settings import Settings
 from app.telemetry import ASGIApp, Message, Receive, Scope, Send
 
 log = structlog.get_logger()
@@ -26,6 +30,7 @@ CUSTOMERS: Mapping[str, Sequence[str]] = {
         "/v1/slots/{}",
         "/v1/holds/{}",
         "/v1/bookings/{}",
+        "/v1/bookings/{}/calendar",
         "/v1/waiting-list/{}",
         "/v1/live",
     ),
@@ -89,11 +94,15 @@ class Origins:
 
 
 class Edge:
-    """The layer itself. A request that names no origin passes at the price of a look for one."""
+    """The layer itself. A request that names no origin passes at the price of a look for one, and where nobody is
+    limited nobody is counted.
+    """
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+    def __init__(self, app: ASGIApp, state: State, settings: Settings) -> None:
         self.app = app
         self._state = state
+        self._settings = settings
+        self._limit = Limit("requests", settings.rate_limit) if settings.rate_limit else None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of its own for what only passes through.
@@ -101,13 +110,39 @@ class Edge:
             for name, value in scope["headers"]:
                 if name == b"origin":
                     return self._of_a_page(scope, receive, send, value)
+            return self._inside(scope, receive, send)
         return self.app(scope, receive, send)
+
+    def _inside(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        changes = scope["method"] in ("POST", "DELETE")
+        if self._limit is not None and changes and is_customers(scope["method"], scope["path"]):
+            return self._counted(self._limit, scope, receive, send)
+        return self.app(scope, receive, send)
+
+    async def _counted(self, limit: Limit, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a customer who asks too often, without a look at what was asked."""
+        if not self._is_operator(scope):
+            try:
+                await self._state.engine.limits.ask(limit, who.client(self._settings, scope))
+            except RateLimited as refusal:
+                said: Any = appointments if scope["path"].startswith("/api/") else problems
+                await said.render(None, refusal).send(send)
+                return
+        await self.app(scope, receive, send)
+
+    def _is_operator(self, scope: Scope) -> bool:
+        headers = dict(scope["headers"])
+        if b"authorization" not in headers and who.PAGE_HEADER.encode() not in headers:
+            return False
+        return who.is_operator(
+            self._settings, {name.decode(): value.decode("latin-1") for name, value in headers.items()}
+        )
 
     async def _of_a_page(self, scope: Scope, receive: Receive, send: Send, origin: bytes) -> None:
         """Let a page read the answer, or (a preflight, which asks before it calls) tell it that it may."""
         asked = _asked_about(scope)
         if not is_customers(asked or scope["method"], scope["path"]):
-            await self.app(scope, receive, send)
+            await self._inside(scope, receive, send)
             return
         headers = [_VARY]
         if await self._state.origins.include(origin.decode("latin-1")):
@@ -124,7 +159,7 @@ class Edge:
                 message["headers"] = [*(pair for pair in message.get("headers", ()) if pair != _VARY), *headers]
             await send(message)
 
-        await self.app(scope, receive, send_readable)
+        await self._inside(scope, receive, send_readable)
 
 
 def is_customers(method: str, path: str) -> bool:

@@ -80,7 +80,7 @@ class ApiRequest(litestar.Request[Any, Any, State]):
     @property
     def caller(self) -> Caller:
         """Name who asks, for the audit log."""
-        return caller(self.engine, self.headers)
+        return caller(self.engine, self.scope, self.headers)
 
     async def json(self) -> Any:
         self._refuse_other_media()
@@ -118,9 +118,13 @@ def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
         raise Unauthorized
 
 
-def caller(engine: Engine, headers: Mapping[str, str]) -> Caller:
-    """Name who asks, for the audit log. Another's Authorization header, a proxy's say, makes no operator."""
-    return Caller("operator" if who.is_operator(engine.settings, headers) else "customer", request_id())
+def caller(engine: Engine, scope: Mapping[str, Any], headers: Mapping[str, str]) -> Caller:
+    """Name who asks, for the audit log and for what one client may hold. Another's Authorization header, a proxy's say,
+    makes no operator.
+    """
+    if who.is_operator(engine.settings, headers):
+        return Caller("operator", request_id())
+    return Caller("customer", request_id(), who.client(engine.settings, scope))
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------

@@ -6,12 +6,15 @@ without being asked by CORS first: SameSite alone would let a neighbouring subdo
 """
 
 import hmac
+import ipaddress
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
+from typing import Any
 
 from app.settings import Settings
-from app.tokens import read_session
+from app.tokens import client_name, read_session
 
 COOKIE = "holdfast_session"
 #: What our pages send with each call; its value says nothing.
@@ -38,3 +41,23 @@ def is_signed_in(settings: Settings, headers: Mapping[str, str]) -> bool:
     except CookieError:
         return False
     return morsel is not None and read_session(settings.secrets, settings.operator_key, morsel.value) > time.time()
+
+
+def client(settings: Settings, scope: Mapping[str, Any]) -> str:
+    """Name the client that a request comes from. The server has put its address there: the peer's, or what a proxy
+    that is trusted says (`HOLDFAST_TRUSTED_PROXIES`).
+    """
+    peer = scope.get("client")
+    return _client(settings.secrets[0], peer[0] if peer else "")
+
+
+@lru_cache(maxsize=10_000)
+def _client(secret: str, address: str) -> str:
+    """Name an address, from which a name cannot be told. Of IPv6 it is the /64, which is what one household has."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return client_name(secret, address)
+    if isinstance(known, ipaddress.IPv6Address):
+        known = known.ipv4_mapped or ipaddress.IPv6Address(int(known) >> 64 << 64)
+    return client_name(secret, str(known))

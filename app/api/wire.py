@@ -24,6 +24,7 @@ from app.calendars import feeds
 from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
+from app.settings import MOST_HOLDS
 from app.webhooks import deliveries, endpoints, target
 
 #: The database holds slots to the same.
@@ -58,7 +59,7 @@ Embedders = Annotated[
     ),
 ]
 HoldsPerClient = Annotated[
-    int, Meta(ge=0, le=100_000, description="places that one client may hold at once; 0: any number")
+    int, Meta(ge=0, le=MOST_HOLDS, description="places that one client may hold at once; 0: any number")
 ]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]

@@ -22,10 +22,11 @@ def main() -> None:
     import uvicorn
 
     from app.main import app_factory
-    from app.settings import SettingsError
+    from app.settings import SettingsError, from_env
 
     try:
-        application = app_factory()
+        chosen = from_env()
+        application = app_factory(chosen)
     except SettingsError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -39,6 +40,9 @@ def main() -> None:
         log_config=None,  # the application has set up its own
         access_log=False,
         server_header=False,
+        # The last address of X-Forwarded-For that is not one of the proxies' is the client's, and only if they sent it.
+        proxy_headers=bool(chosen.trusted_proxies),
+        forwarded_allow_ips=list(chosen.trusted_proxies or ()),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # Whoever reads too slowly to end is cancelled after this long, and the lifespan still runs to its end.
         timeout_graceful_shutdown=grace_seconds,

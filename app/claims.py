@@ -1,0 +1,123 @@
+"""How many places of a venue one client holds at once, so that nobody can keep it empty by holding all of it.
+
+A claim is made before the places are taken, and given back when they could not be had; it ends by itself with the hold.
+So no client ever holds more than it may, however many of its requests arrive at once. Redis counts, and Postgres while
+it is away; between the two nothing is carried over, so in the minutes around an outage a client may have as much again.
+
+A client is an address. Who comes by another one meanwhile leaves a claim behind, until the hold would have lapsed; what
+was booked, from wherever, is found out when a claim is in the way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+
+from app.domain import SlotFacts
+from app.engine import Engine
+from app.errors import HeldTooMuch, Problem, Unavailable
+from app.holds import InTheWay, RedisAway
+from app.tokens import derived_id
+
+
+class Wanted(Protocol):
+    """Places that a client is about to hold: `booking.Claim` is one."""
+
+    @property
+    def facts(self) -> SlotFacts: ...
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def quantity(self) -> int: ...
+
+
+class Share(msgspec.Struct, frozen=True):
+    """What a client may hold of a venue; `name` says nothing of either."""
+
+    name: str
+    most: int
+
+
+@asynccontextmanager
+async def claimed(engine: Engine, client: str | None, wanted: Sequence[Wanted], ttl_ms: int) -> AsyncIterator[None]:
+    """Count places as held by a client while, and after, they are taken. No client: an operator, who may hold all.
+
+    Raises:
+        HeldTooMuch: it holds as much as it may.
+    """
+    share = _share(engine, client, wanted[0].facts)
+    if share is None:
+        yield
+        return
+    new = await _claim_all(engine, share, wanted, ttl_ms)
+    try:
+        yield
+    except Problem as problem:
+        if not (isinstance(problem, Unavailable) and not problem.effect_none):  # else they may be held
+            await _drop(engine, share, new)
+        raise
+
+
+async def given_up(engine: Engine, client: str | None, wanted: Wanted) -> None:
+    """Count places no longer, since their hold was released."""
+    share = _share(engine, client, wanted.facts)
+    if share is not None:
+        await _drop(engine, share, [wanted.id])
+
+
+def _share(engine: Engine, client: str | None, facts: SlotFacts) -> Share | None:
+    most = facts.holds_per_client
+    most = engine.settings.holds_per_client if most is None else most
+    if client is None or not most:
+        return None
+    return Share(str(derived_id(b"claims", facts.venue_id.bytes, client.encode())), most)
+
+
+async def _claim_all(engine: Engine, share: Share, wanted: Sequence[Wanted], ttl_ms: int) -> list[UUID]:
+    """Claim all or nothing; returns the ids of the claims that were not there before."""
+    answers = await asyncio.gather(*(_claim(engine, share, each, ttl_ms) for each in wanted), return_exceptions=True)
+    new = [each.id for each, answer in zip(wanted, answers, strict=True) if answer is True]
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            await _drop(engine, share, new)
+            raise answer
+    return new
+
+
+async def _claim(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool:
+    """Claim places; False when they were claimed before, by the same request."""
+    answer = await _asked(engine, share, wanted, ttl_ms)
+    if isinstance(answer, InTheWay):
+        # What was booked is held no longer. Nobody told: it may have been done from elsewhere.
+        resolved = await engine.ledger.resolved(answer.ids)
+        if resolved:
+            await _drop(engine, share, resolved)
+            answer = await _asked(engine, share, wanted, ttl_ms)
+    if isinstance(answer, InTheWay):
+        raise HeldTooMuch(share.most, answer.held, answer.next_end)
+    return answer
+
+
+async def _asked(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool | InTheWay:
+    try:
+        return await engine.holds.claim(share.name, wanted.id, wanted.quantity, share.most, ttl_ms)
+    except RedisAway:
+        answer = await engine.ledger.claim_places(share.name, wanted.id, wanted.quantity, share.most, ttl_ms)
+    if isinstance(answer, bool):
+        return answer
+    ids, places, ends = zip(*answer, strict=True)
+    return InTheWay(sum(places), min(ends), list(ids))
+
+
+async def _drop(engine: Engine, share: Share, ids: Sequence[UUID]) -> None:
+    """Give claims back. One that could not be ends by itself."""
+    try:
+        await asyncio.gather(*(engine.holds.drop_claim(share.name, each) for each in ids))
+    except RedisAway:
+        with suppress(Unavailable):
+            await engine.ledger.drop_claims(share.name, ids)
+    except Unavailable:
+        pass
