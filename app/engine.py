@@ -51,7 +51,7 @@ class Engine:
         self.ledger = Ledger(settings.database_url)
         self.mirror = Mirror(self.holds, self.ledger)
         self.payments = Payments(self.ledger)
-        self.limits = Limits(self.holds)
+        self.limits = Limits(self.holds, settings.rate_limit)
         #: None: nothing can be paid online.
         self.gateway = gateway(settings)
         self._later: set[asyncio.Task[None]] = set()

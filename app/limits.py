@@ -39,19 +39,23 @@ SIGN_IN = Limit("sign-in", Rate(10, 60, 10))
 
 
 class Limits:
-    def __init__(self, holds: Holds) -> None:
+    def __init__(self, holds: Holds, rate: Rate | None) -> None:
         self._holds = holds
+        #: What customers may ask of the API and of their pages; None: as often as they like.
+        self.requests = Limit("requests", rate) if rate else None
         #: By limit and client: until when it must wait, by this process's clock.
         self._waiting: dict[tuple[str, str], float] = {}
         #: … and what `allow.lua` keeps, of what was asked while Redis was away.
         self._paid_off: dict[tuple[str, str], float] = {}
 
-    async def ask(self, limit: Limit, client: str) -> None:
-        """Let one request of a client pass.
+    async def ask(self, limit: Limit | None, client: str) -> None:
+        """Let one request of a client pass; without a limit, any.
 
         Raises:
             RateLimited
         """
+        if limit is None:
+            return
         who, now = (limit.name, client), time.monotonic()
         wait = self._waiting.get(who, 0.0) - now
         if wait <= 0:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -10,7 +10,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from app import api, engine, telemetry
-from app.api import docs, problems, wire
+from app.api import answers, docs, problems, wire
 from app.api.direct import Direct
 from app.api.edge import Edge, Origins
 from app.api.machines import Readiness
@@ -28,8 +28,8 @@ MAX_BODY = 16 * 1024
 class Application(telemetry.Observed):
     """The ASGI app, and what its server must tell it beside requests."""
 
-    def __init__(self, app: telemetry.ASGIApp) -> None:
-        super().__init__(app)
+    def __init__(self, app: telemetry.ASGIApp, always: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(app, always)
         self._live: tuple[asyncio.AbstractEventLoop, Hub] | None = None
 
     def follows(self, hub: Hub) -> None:
@@ -75,7 +75,7 @@ def create_app(chosen: Settings) -> Application:
         logging_config=None,
         debug=False,
     )
-    application = Application(Edge(Direct(app, MAX_BODY), app.state, chosen))
+    application = Application(Edge(Direct(app, MAX_BODY), app.state, chosen), answers.always(chosen.public_url))
     return application
 
 

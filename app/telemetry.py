@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -189,10 +189,14 @@ def serve_metrics(host: str, port: int) -> None:
 
 
 class Observed:
-    """The outermost ASGI layer: names the request, measures it and logs one line. It decides nothing."""
+    """The outermost ASGI layer: names the request, measures it and logs one line. It decides nothing.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `always` are headers that every answer has, unless it says otherwise itself.
+    """
+
+    def __init__(self, app: ASGIApp, always: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.app = app
+        self._always = always
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -207,7 +211,9 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
+                told = list(message.get("headers", ()))
+                said = {name for name, _ in told}
+                message["headers"] = [*told, *(pair for pair in self._always if pair[0] not in said), header]
             await send(message)
 
         token = _request_id.set(this_id)

@@ -199,8 +199,10 @@ def test_a_form_of_another_site_changes_nothing(shielded: Service, slot: dict[st
     """What a browser sends without asking first, a form and text, does nothing: also with an operator's cookie."""
     with httpx.Client(base_url=shielded.url) as browser:
         key = shielded.operator["Authorization"].removeprefix("Bearer ")
-        assert browser.post("/session", json={"key": key}).status_code == 204
-        assert browser.cookies
+        browser.headers["X-Forwarded-For"] = next(_addresses)
+        signed_in = browser.post("/session", json={"key": key})
+        browser.headers["Cookie"] = signed_in.headers["set-cookie"].partition(";")[0]
+        assert browser.get("/v1/venues", headers={"Holdfast-Page": "1"}).status_code == 200
         before = browser.get(f"/v1/slots/{slot['id']}").json()
         body = msgspec.json.encode({"slot_id": slot["id"], "customer": {"name": "E", "email": "e@example.com"}})
         for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"):
@@ -248,6 +250,44 @@ async def test_what_was_known_of_the_origins_is_kept_while_postgres_is_away(monk
         await asyncio.sleep(0)
     assert answers == []
     assert await origins.include(SALON)
+
+
+# -- what every answer is sent with -----------------------------------------------------------------------------------
+
+
+def test_every_answer_is_shown_nowhere_kept_nowhere_and_names_us_nowhere(
+    everyone: httpx.Client, operator: httpx.Client
+) -> None:
+    paths = [path.replace("{", "").replace("}", "") for path in everyone.get("/schema/openapi.json").json()["paths"]]
+    answers = [
+        each.request(method, path)
+        for each in (everyone, operator)
+        for path in (
+            *paths,
+            "/",
+            "/nothing",
+            "/schema",
+            "/livez",
+            "/metrics",
+            "/problems/busy",
+            "/session",
+            "/calendar",
+        )
+        for method in ("GET", "PUT", "OPTIONS")
+        if path != "/v1/live"
+    ]
+    answers += [everyone.post("/v1/holds", content=b"{"), everyone.post("/v1/holds", content=b"a" * 20_000)]
+    assert {each.status_code for each in answers} >= {200, 204, 400, 401, 404, 405, 413}
+    for answer in answers:
+        told, where = answer.headers, (answer.request.method, answer.request.url.path)
+        assert told.get_list("x-content-type-options") == ["nosniff"], where
+        assert told.get_list("strict-transport-security") == ["max-age=31536000"], where
+        assert told["referrer-policy"] in ("no-referrer", "same-origin"), where
+        assert "no-store" in told["cache-control"] or "etag" in told, where
+        assert "default-src 'none'" in told["content-security-policy"], where
+        assert "frame-ancestors" in told["content-security-policy"] or where[1] == "/schema", where
+        assert len(told.get_list("content-security-policy")) == 1, where
+        assert "server" not in told, where
 
 
 # -- who a client is --------------------------------------------------------------------------------------------------

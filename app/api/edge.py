@@ -16,7 +16,7 @@ from litestar.datastructures import State
 
 from app.api import appointments, problems, who
 from app.errors import RateLimited, Unavailable
-from app.limits import Limit
+from app.limits import Limits
 from app.settings import Settings
 from app.telemetry import ASGIApp, Message, Receive, Scope, Send
 
@@ -102,7 +102,7 @@ class Edge:
         self.app = app
         self._state = state
         self._settings = settings
-        self._limit = Limit("requests", settings.rate_limit) if settings.rate_limit else None
+        self._limits = settings.rate_limit is not None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of its own for what only passes through.
@@ -115,15 +115,16 @@ class Edge:
 
     def _inside(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         changes = scope["method"] in ("POST", "DELETE")
-        if self._limit is not None and changes and is_customers(scope["method"], scope["path"]):
-            return self._counted(self._limit, scope, receive, send)
+        if self._limits and changes and is_customers(scope["method"], scope["path"]):
+            return self._counted(scope, receive, send)
         return self.app(scope, receive, send)
 
-    async def _counted(self, limit: Limit, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a customer who asks too often, without a look at what was asked."""
         if not self._is_operator(scope):
             try:
-                await self._state.engine.limits.ask(limit, who.client(self._settings, scope))
+                limits: Limits = self._state.engine.limits
+                await limits.ask(limits.requests, who.client(self._settings, scope))
             except RateLimited as refusal:
                 said: Any = appointments if scope["path"].startswith("/api/") else problems
                 await said.render(None, refusal).send(send)

@@ -118,6 +118,16 @@ def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
         raise Unauthorized
 
 
+async def not_too_often(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Let pass who does not ask too often: the guard of pages' forms. The API has its own before it (`edge`).
+
+    Raises:
+        RateLimited
+    """
+    engine: Engine = connection.app.state.engine
+    await engine.limits.ask(engine.limits.requests, who.client(engine.settings, connection.scope))
+
+
 def caller(engine: Engine, scope: Mapping[str, Any], headers: Mapping[str, str]) -> Caller:
     """Name who asks, for the audit log and for what one client may hold. Another's Authorization header, a proxy's say,
     makes no operator.
