@@ -8,7 +8,7 @@ whoever changes a slot here tells `booking.slot_changed`.
 import asyncio
 import select as os_select
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
@@ -283,6 +283,24 @@ class Catalogue:
 
         return await self.read(read)
 
+    async def free_days(self, which: SlotFilter, first: date, last: date, zone: str) -> list[date]:
+        """List the days of a zone's calendar on which a slot has room: a look into an index for each, however many
+        slots there are. Holds are not known here.
+
+        Raises:
+            VenueNotFound: the filter names a venue that does not exist.
+        """
+        given = {name: value for name, value in msgspec.structs.asdict(which).items() if value is not None}
+
+        async def read(connection: AsyncConnection) -> list[date]:
+            values = {**given, "first": first, "last": last, "zone": zone}
+            found = list((await connection.execute(_free_days(frozenset(given)), values)).scalars())
+            if not found and which.venue is not None:
+                await require_venue(connection, which.venue)
+            return found
+
+        return await self.read(read)
+
     async def create_slots(
         self, new: Sequence[NewSlot], keyed: Keyed | None, request_id: str | None, render: Callable[[list[Slot]], bytes]
     ) -> Answer:
@@ -512,14 +530,10 @@ def _translated(error: sa_exc.SQLAlchemyError, *, committing: bool) -> Exception
 # -- statements -------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
-    """Build the query for a page of slots with these filters, once: it costs ten times what running it does.
-
-    It walks along an index: the resource's (for a service), the service's, the venue's, or every venue's in turn.
-    """
+def _slot_conditions() -> dict[str, list[sa.ColumnElement[bool]]]:
+    """Say what each filter, and a position in the list, asks of a slot."""
     of_slug = sa.select(venues.c.id).where(venues.c.slug == sa.bindparam("venue")).scalar_subquery()
-    conditions: dict[str, list[sa.ColumnElement[bool]]] = {
+    return {
         "resource_id": [slots.c.resource_id == sa.bindparam("resource_id")],
         "venue": [slots.c.venue_id == of_slug],
         "service_id": [slots.c.service_id == sa.bindparam("service_id")],
@@ -540,8 +554,31 @@ def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
         ],
         "after_id": [],
     }
+
+
+@cache
+def _free_days(given: frozenset[str]) -> sa.Select[Any]:
+    """Build the query for the days with room: each asks for one slot between its begin and the next one's."""
+    first, last = (sa.bindparam(name, type_=sa.DateTime) for name in ("first", "last"))
+    a_day, zone = sa.text("interval '1 day'"), sa.bindparam("zone", type_=sa.Text)
+    every = sa.select(sa.func.generate_series(first, last, a_day, type_=sa.DateTime).label("begin")).subquery("days")
+    begins, ends = (sa.func.timezone(zone, begin) for begin in (every.c.begin, every.c.begin + a_day))
+    conditions = _slot_conditions()
+    asked = [each for name in sorted(given) for each in conditions[name]]
+    room = sa.select(1).select_from(slots).where(slots.c.starts_at >= begins, slots.c.starts_at < ends, *asked)
+    day = sa.cast(every.c.begin, sa.Date)
+    return sa.select(day).where(room.correlate(every).exists()).order_by(every.c.begin)
+
+
+@cache
+def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
+    """Build the query for a page of slots with these filters, once: it costs ten times what running it does.
+
+    It walks along an index: the resource's (for a service), the service's, the venue's, or every venue's in turn.
+    """
     limit = sa.bindparam("limit", type_=sa.Integer)
     page = sa.select(slots).order_by(slots.c.starts_at, slots.c.id).limit(limit)
+    conditions = _slot_conditions()
     for name in sorted(given):
         page = page.where(*conditions[name])
     if not given & {"resource_id", "service_id", "venue"}:

@@ -51,6 +51,7 @@ def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> 
         ("GET", "/v1/bookings/{booking_id}/calendar"),
         ("GET", "/v1/calendar-feeds"),
         ("GET", "/v1/calendars/{calendar}"),
+        ("GET", "/v1/days"),
         ("GET", "/v1/events"),
         ("GET", "/v1/holds"),
         ("GET", "/v1/holds/{hold_id}"),

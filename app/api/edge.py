@@ -27,6 +27,7 @@ CUSTOMERS: Mapping[str, Sequence[str]] = {
     "GET": (
         "/v1/venues/{}",
         "/v1/slots",
+        "/v1/days",
         "/v1/slots/{}",
         "/v1/holds/{}",
         "/v1/bookings/{}",

@@ -104,6 +104,20 @@ async def slot_now(request: ApiRequest, slot_id: UUID) -> wire.Slot:
     return (await _with_rooms(request, [slot]))[0]
 
 
+@get("/v1/days", opt={"query": wire.DayQuery}, responses={**problems(404), **unchanged})
+async def list_days(request: ApiRequest, known: IfNoneMatch = None) -> Response[wire.Days]:
+    """List the days on which something can be booked, for a calendar to show. It knows what is booked, not what is
+    held: `GET /v1/slots` of a day knows both.
+    """
+    asked = query(request, wire.DayQuery)
+    which = SlotFilter(
+        venue=asked.venue, resource_id=asked.resource_id, service_id=asked.service_id, room_for=asked.quantity
+    )
+    zone = asked.timezone or (await request.catalogue.venue(asked.venue)).timezone
+    found = await request.catalogue.free_days(which, asked.first, asked.last, zone)
+    return answers.unless_known(wire.Days(data=found), known)
+
+
 # -- holds ------------------------------------------------------------------------------------------------------------
 
 
@@ -287,8 +301,8 @@ def proof(request: ApiRequest, token: str | None) -> str | None:
 
 
 ROUTES: list[HTTPRouteHandler] = [
-    read_venue, list_slots, read_slot, take_hold, read_hold, extend_hold, release_hold, create_booking, read_booking,
-    cancel_booking, reschedule_booking,
+    read_venue, list_slots, list_days, read_slot, take_hold, read_hold, extend_hold, release_hold, create_booking,
+    read_booking, cancel_booking, reschedule_booking,
 ]  # fmt: skip
 
 #: What a crowd asks for, with what is in the body: see `direct`.

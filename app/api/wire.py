@@ -31,6 +31,8 @@ from app.webhooks import deliveries, endpoints, target
 MAX_SLOT_LENGTH = timedelta(days=31)
 MAX_SLOTS_AT_ONCE = 1_000
 MAX_PORT = 65_535
+#: Days that one request may ask about: a month, with what a page shows of its neighbours.
+MAX_DAYS = timedelta(days=62)
 #: Slots that one request may hold or book together.
 MAX_ITEMS = 20
 
@@ -392,6 +394,25 @@ class SlotQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         _check_range(self.starts_from, self.starts_before)
 
 
+class DayQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`from` and `to`: the first and the last day, of the calendar of `timezone` (default the venue's)."""
+
+    venue: Slug
+    resource_id: UUID | None = None
+    service_id: UUID | None = None
+    first: date = msgspec.field(name="from")
+    last: date = msgspec.field(name="to")
+    quantity: Quantity = 1
+    timezone: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+
+    def __post_init__(self) -> None:
+        for name, day in (("from", self.first), ("to", self.last)):
+            instant(datetime(day.year, day.month, day.day, tzinfo=UTC), name)
+        if not timedelta() <= self.last - self.first < MAX_DAYS:
+            raise ValueError("to must be the same day as from or a later one, by at most 61 days")
+        _require_zone(self.timezone or UNSET)
+
+
 class BookingQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`from` and `to` are about when the slot begins."""
 
@@ -686,6 +707,11 @@ class VenuePage(msgspec.Struct, frozen=True, kw_only=True):
 class SlotPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Slot]
     next_cursor: str | None = None
+
+
+class Days(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[date]
+    next_cursor: None = None
 
 
 class SlotsCreated(msgspec.Struct, frozen=True, kw_only=True):
