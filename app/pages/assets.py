@@ -7,6 +7,7 @@ its neighbours by relative imports, and after a deployment everything is fetched
 import gzip
 import hashlib
 import mimetypes
+import re
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import msgspec
 _STATIC = Path(__file__).parent / "static"
 #: As browsers insist: a module of any other type is not run.
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+#: Comments and indentation are for us. Other people's pages wait for the widget, and need neither.
+_FOR_READERS = re.compile(rb"^[ \t]*(?://[^\n]*|/\*\*.*?\*/)\n|^[ \t]+", re.MULTILINE | re.DOTALL)
 #: A smaller answer fits one packet as it is.
 _WORTH_COMPRESSING = 1_000
 
@@ -56,6 +59,8 @@ def url(path: str) -> str:
 
 def _read(path: Path) -> Asset:
     body = path.read_bytes()
+    if path.suffix == ".js" and path.is_relative_to(_STATIC / "widget"):
+        body = _FOR_READERS.sub(b"", body)
     media_type = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     small = gzip.compress(body, mtime=0) if len(body) > _WORTH_COMPRESSING else body
     etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'

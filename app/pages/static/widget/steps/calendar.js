@@ -1,0 +1,72 @@
+// The month to choose a day of: the vendored picker, or the browser's own where that does not load.
+
+import { BACK, h, icon, NEXT } from "../dom.js";
+import { dayOf, daysAfter } from "../time.js";
+
+const FURTHEST_DAYS = 400;
+const iso = (date) => date.toISOString().slice(0, 10);
+
+/** Make a picker; `choose(day)` is told of each choice. `show(day)` shows another, `mark()` reads anew which are free. */
+export function calendar(visit, choose) {
+  const today = dayOf(Date.now(), visit.zone);
+  const limits = { min: today, max: daysAfter(today, FURTHEST_DAYS) };
+  const element = h("div", { class: "calendar" });
+  let shown = visit.choice.day ?? today;
+  let picker = null;
+
+  function show(day) {
+    shown = day;
+    if (!picker) return;
+    picker.value = picker.focusedDate = day;
+    picker.turn?.(day);
+  }
+
+  import("../../vendor/cally/cally.js")
+    .then(() => (picker = month(visit, limits)))
+    .catch(() => (picker = input(visit, limits)))
+    .then(() => {
+      show(shown);
+      picker.addEventListener("change", () => picker.value && choose(picker.value));
+      element.replaceChildren(...(picker.label ?? [picker]));
+    });
+  return { element, show, mark: () => picker?.mark?.() };
+}
+
+function month(visit, limits) {
+  const { t, locale } = visit;
+  const arrow = (slot, path, label) => h("span", { slot }, icon(path), h("span", { class: "unseen" }, label));
+  const title = h("span", { slot: "heading", "aria-hidden": "true" });
+  const named = new Intl.DateTimeFormat(locale, { month: "long", year: "numeric", timeZone: "UTC" });
+  const made = h("calendar-date", { "aria-label": t("choose_day") });
+  made.append(arrow("previous", BACK, t("previous_month")), title, arrow("next", NEXT, t("next_month")), h("calendar-month"));
+  let first = null;
+
+  /** Show which days of the month can be chosen. Until that is known, all of them can. */
+  async function mark() {
+    const asked = first;
+    const last = new Date(asked);
+    last.setUTCMonth(last.getUTCMonth() + 1, 0);
+    const free = await visit.freeDays(iso(asked), iso(last));
+    if (!free || asked !== first) return;
+    const outside = (date) => date < asked || date > last;
+    made.getDayParts = (date) => (free.has(iso(date)) ? "free" : "");
+    made.isDateDisallowed = (date) => !outside(date) && !free.has(iso(date));
+  }
+
+  function turn(day) {
+    const date = new Date(day);
+    date.setUTCDate(1);
+    if (Number(date) === Number(first)) return;
+    first = date;
+    title.textContent = named.format(first);
+    mark();
+  }
+
+  made.addEventListener("focusday", (event) => turn(event.detail));
+  return Object.assign(made, { locale, formatWeekday: "short", turn, mark, ...limits });
+}
+
+function input({ t }, limits) {
+  const made = h("input", { type: "date", id: "day", ...limits });
+  return Object.assign(made, { label: [h("label", { for: "day" }, t("choose_day")), made] });
+}

@@ -1,0 +1,760 @@
+"""The booking widget as a visitor uses it, on pages of ours and of others (CARD-6, S2-5, S2-6, S4-8)."""
+
+import gzip
+import itertools
+import json
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+from app.pages import assets
+from tests import factories
+from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
+from tests.service import Service, assert_slot_holds, eventually
+
+__all__ = ["chromium", "windows"]
+
+#: Far from midnight, by the clocks of the venues too.
+DAY = factories.START.replace(hour=8) + timedelta(days=1)
+_numbers = itertools.count(1)
+#: What the widget asks for with others' pages around it: docs/widget.md tells them so.
+POLICY = "default-src 'none'; script-src {service}; connect-src {service}; img-src data:; form-action 'none'"
+#: Keeps what the page around the widget hears, as a page's own script would.
+LISTENER = """
+window.heard = [];
+for (const name of ["availability-loaded", "slot-held", "slot-conflict", "hold-expired", "booking-confirmed",
+    "checkout-started"]) {
+  addEventListener(name, (event) => window.heard.push([name, event.detail]));
+}
+"""
+
+
+@pytest.fixture
+def operator(with_redis: Service) -> Iterator[httpx.Client]:
+    with factories.client(with_redis, operator=True) as operator:
+        yield operator
+
+
+@dataclass
+class Salon:
+    """A venue with two people who both cut hair, from nine to noon every day."""
+
+    slug: str
+    people: list[dict[str, Any]]
+    service: dict[str, Any]
+
+
+def make_salon(operator: httpx.Client, *, names: tuple[str, ...] = ("Anna", "Ben"), **venue: Any) -> Salon:
+    slug = factories.venue(operator, name="Salon", **venue)["slug"]
+    people = [factories.resource(operator, slug, name=name, kind="person") for name in names]
+    cut = {"venue": slug, "name": "Haircut", "duration_minutes": 30, "resource_ids": [each["id"] for each in people]}
+    service = factories.made(operator.post("/v1/services", json=cut))
+    hours = [{"weekday": day, "from": "09:00", "to": "12:00"} for day in range(1, 8)]
+    for person in people:
+        schedule = {"resource_id": person["id"], "service_ids": [service["id"]], "weekly": hours, "step_minutes": 30}
+        factories.made(operator.post("/v1/schedules", json={**schedule, "from_date": tomorrow(), "horizon_days": 3}))
+    return Salon(slug, people, service)
+
+
+def tomorrow() -> str:
+    return (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+
+
+def make_tour(operator: httpx.Client, *, capacity: int = 1, times: int = 4, **venue: Any) -> list[dict[str, Any]]:
+    """Make a venue with nothing but a tour, whose times follow each other on `DAY`; returns the slots."""
+    of = factories.resource(operator, factories.venue(operator, **venue)["slug"], name="City walk")
+    eight = (DAY - factories.START) / timedelta(hours=1)
+    return [factories.slot(operator, of, hours=eight + 2 * n, capacity=capacity) for n in range(times)]
+
+
+Embed = Callable[..., Page]
+
+
+@pytest.fixture
+def embed(with_redis: Service) -> Embed:
+    """Open a page with nothing on it but the widget, of the service's own origin."""
+
+    def open_page(window: Window, venue: str, attributes: str = "", *, lang: str = "en", style: str = "") -> Page:
+        url = f"{with_redis.url}/embed/{next(_numbers)}"
+        policy = POLICY.format(service=with_redis.url)
+        if style:
+            policy += "; style-src 'unsafe-inline'"  # the page's own sheet
+        html = embedding(with_redis.url, venue, attributes, lang=lang, style=style)
+        headers = {"Content-Security-Policy": policy}
+        window.context.route(url, lambda route: route.fulfill(body=html, content_type="text/html", headers=headers))
+        window.context.add_init_script(LISTENER)
+        return window.page(url)
+
+    return open_page
+
+
+def embedding(service: str, venue: str, attributes: str, *, lang: str = "en", style: str = "") -> str:
+    return (
+        f'<!doctype html><html lang="{lang}"><head><title>Somebody</title><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"{style and f'<style>{style}</style>'}"
+        f'<script type="module" src="{service}/widget.js"></script></head><body><main><h1>Somebody</h1>'
+        f'<holdfast-booking venue="{venue}" {attributes}></holdfast-booking></main></body></html>'
+    )
+
+
+def heard(page: Page, name: str) -> list[dict[str, Any]]:
+    return [detail for each, detail in page.evaluate("window.heard") if each == name]
+
+
+def times(page: Page) -> Locator:
+    return page.get_by_role("list").locator("button[part~=time]")
+
+
+def time_of(page: Page, slot: dict[str, Any], zone: str = "Europe/Berlin") -> Locator:
+    """Find the button of a slot: it shows the time by the venue's clocks."""
+    return page.locator(f'button[data-at="{slot["starts_at"]}"]')
+
+
+def fill_in(page: Page, name: str = "Ada Lovelace") -> None:
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("E-mail").fill("ada@example.com")
+
+
+def book(page: Page) -> None:
+    page.get_by_role("button", name="Book now").click()
+
+
+def is_booked(page: Page) -> None:
+    expect(page.get_by_role("heading", name="Booked")).to_be_visible()
+
+
+def bookings(operator: httpx.Client, slot_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = operator.get("/v1/bookings", params={"slot_id": slot_id}).json()["data"]
+    return found
+
+
+# -- the whole way ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_an_appointment_is_booked(
+    with_redis: Service,
+    operator: httpx.Client,
+    windows: Windows,
+    embed: Embed,
+    size: dict[str, int],
+    scheme: Literal["light", "dark"],
+) -> None:
+    salon = make_salon(operator)
+    another = {
+        "venue": salon.slug,
+        "name": "Beard trim",
+        "duration_minutes": 15,
+        "resource_ids": [salon.people[0]["id"]],
+    }
+    factories.made(operator.post("/v1/services", json=another))
+    window = windows(size=size, scheme=scheme)
+    page = embed(window, salon.slug)
+    expect(page.get_by_role("heading", name="What would you like to book?")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("button", name="Haircut").click()
+    assert_accessible(page)
+    page.get_by_role("button", name="Anyone").click()
+    expect(page.get_by_role("button", name="11:30")).to_be_visible()
+    expect(page.locator("calendar-month")).to_be_visible()
+    expect(page.get_by_text("Times in Europe/Berlin")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("button", name="10:00").click()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    assert_accessible(page)
+    book(page)
+    expect(page.get_by_text("Please enter your name")).to_be_visible()
+    expect(page.get_by_label("Name")).to_be_focused()
+    assert_accessible(page)
+    fill_in(page)
+    book(page)
+    is_booked(page)
+    assert_accessible(page)
+    [confirmed] = heard(page, "booking-confirmed")
+    assert confirmed["slot"]["service"]["name"] == "Haircut"
+    assert len(heard(page, "slot-held")) == 1
+    assert len(heard(page, "availability-loaded")) == 1
+    assert_slot_holds(with_redis, confirmed["slot"]["id"], 1, 1)
+    [booking] = bookings(operator, confirmed["slot"]["id"])
+    assert (booking["id"], booking["customer"]["email"]) == (confirmed["booking_id"], "ada@example.com")
+    expect(page.get_by_text(booking["id"])).to_be_visible()
+    assert window.context.cookies() == []
+    manage = page.get_by_role("link", name="Change or cancel").get_attribute("href") or ""
+    at, _, token = manage.partition("#")
+    assert at == f"{with_redis.url}/manage/{booking['id']}"
+    assert (
+        httpx.get(f"{with_redis.url}/v1/bookings/{booking['id']}", headers={"Manage-Token": token}).status_code == 200
+    )
+
+
+def test_the_calendar_file_names_the_booking(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1, name="Müller; Söhne, & Co")
+    page = embed(windows(), slot["venue"])
+    time_of(page, slot).click()
+    fill_in(page)
+    book(page)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Add to calendar").click()
+    assert download.value.suggested_filename == "booking.ics"
+    text = download.value.path().read_text().replace("\r\n ", "")
+    [booking] = bookings(operator, slot["id"])
+    assert f"UID:{booking['id']}@holdfast" in text
+    assert "SUMMARY:City walk · Müller\\; Söhne\\, & Co" in text
+    assert f"DTSTART:{re.sub('[-:]', '', slot['starts_at'])}" in text
+
+
+def test_several_places_of_an_event(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slots = make_tour(operator, capacity=5, times=2)
+    factories.booking(operator, slots[0]["id"], 3)
+    page = embed(windows(size=PHONE), slots[0]["venue"])
+    expect(time_of(page, slots[0])).to_contain_text("2 places left")
+    expect(time_of(page, slots[1])).to_contain_text("5 places left")
+    more = page.get_by_role("button", name="One place more")
+    more.click()
+    more.click()
+    expect(time_of(page, slots[0])).to_have_attribute("aria-disabled", "true")
+    time_of(page, slots[1]).click()
+    expect(page.get_by_text("Places: 3")).to_be_visible()
+    fill_in(page)
+    book(page)
+    is_booked(page)
+    assert_slot_holds(with_redis, slots[1]["id"], 5, 3)
+
+
+def test_the_month_tells_on_which_days_something_is_free(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slot, *_ = make_tour(operator, times=1, capacity=2)
+    page = embed(windows(), slot["venue"])
+    next_day = DAY + timedelta(days=1)
+    neighbour = next_day if next_day.month == DAY.month else DAY - timedelta(days=1)
+    free, other = (
+        page.locator("calendar-month").get_by_role("button", name=f"{day:%B} {day.day}", exact=True)
+        for day in (DAY, neighbour)
+    )
+    expect(other).to_be_disabled()
+    expect(free).to_be_enabled()
+    factories.booking(operator, slot["id"])
+    page.get_by_role("button", name="One place more").click()
+    expect(free).to_be_disabled()
+
+
+def test_as_a_button_with_a_dialog(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1)
+    page = embed(windows(), slot["venue"], 'mode="button" prefill=\'{"name": "Grace", "email": "grace@example.com"}\'')
+    page.get_by_role("button", name="Book").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    time_of(page, slot).click()
+    assert_accessible(page)
+    expect(page.get_by_label("Name")).to_have_value("Grace")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    eventually(lambda: operator.get(f"/v1/slots/{slot['id']}").json()["available"] == 1, "the hold to be given back")
+    page.get_by_role("button", name="Book").click()
+    time_of(page, slot).click()
+    book(page)
+    is_booked(page)
+
+
+# -- losing gracefully ------------------------------------------------------------------------------------------------
+
+
+def test_s2_5_the_second_window_sees_the_last_place_go(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slot, *_ = make_tour(operator)
+    first, second = (embed(windows(size=size), slot["venue"]) for size in (DESKTOP, PHONE))
+    expect(time_of(second, slot)).not_to_have_attribute("aria-disabled", "true")
+    time_of(first, slot).click()
+    expect(time_of(second, slot)).to_contain_text("Held")
+    assert_accessible(second)
+    first.get_by_role("button", name="Back").click()
+    expect(time_of(second, slot)).not_to_contain_text("Held")
+    time_of(first, slot).click()
+    fill_in(first)
+    book(first)
+    is_booked(first)
+    expect(time_of(second, slot)).to_contain_text("Sold out")
+    assert_accessible(second)
+    assert second.evaluate("performance.getEntriesByType('navigation').length") == 1
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def snatch(page: Page, operator: httpx.Client, slot: dict[str, Any]) -> None:
+    """Let somebody else book a slot in the very moment in which this page asks to hold it."""
+
+    def before(route: Route) -> None:
+        if slot["id"] in (route.request.post_data or "") and not bookings(operator, slot["id"]):
+            factories.booking(operator, slot["id"])
+        route.continue_()
+
+    page.route("**/v1/holds", before)
+
+
+def test_s4_8_whoever_was_slower_gets_alternatives_and_keeps_his_details(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slots = make_tour(operator)
+    window = windows(size=PHONE, scheme="dark")
+    window.expects("409")
+    page = embed(window, slots[0]["venue"])
+    time_of(page, slots[3]).click()
+    fill_in(page, "Grace Hopper")
+    page.get_by_role("button", name="Back").click()
+    snatch(page, operator, slots[0])
+    time_of(page, slots[0]).click()
+    expect(page.get_by_role("alert")).to_contain_text("Somebody was faster")
+    expect(time_of(page, slots[0])).to_contain_text("Sold out")
+    alternatives = page.get_by_role("group", name="These are still free").get_by_role("button")
+    expect(alternatives).to_have_count(3)
+    expect(alternatives.first).to_be_focused()
+    assert_accessible(page)
+    [conflict] = heard(page, "slot-conflict")
+    assert (conflict["slot"]["id"], conflict["reason"]) == (slots[0]["id"], "booked")
+    alternatives.first.click()
+    expect(page.get_by_label("Name")).to_have_value("Grace Hopper")
+    expect(page.get_by_role("alert")).to_be_empty()
+    book(page)
+    is_booked(page)
+    [confirmed] = heard(page, "booking-confirmed")
+    assert confirmed["slot"]["id"] == conflict["alternatives"][0]["id"]
+    assert_slot_holds(with_redis, slots[0]["id"], 1, 1)
+    assert_slot_holds(with_redis, confirmed["slot"]["id"], 1, 1)
+
+
+def test_to_whom_anyone_will_do_a_colleague_is_as_good(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    salon = make_salon(operator)
+    window = windows()
+    window.expects("409")
+    page = embed(window, salon.slug)
+    asked: list[str] = []
+
+    def before(route: Route) -> None:
+        asked.append(json.loads(route.request.post_data or "{}")["slot_id"])
+        if len(asked) == 1:
+            factories.booking(operator, asked[0])
+        route.continue_()
+
+    page.route("**/v1/holds", before)
+    page.get_by_role("button", name="Anyone").click()
+    page.get_by_role("button", name="10:00").click()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    assert len(set(asked)) == 2
+    assert heard(page, "slot-conflict") == []
+
+
+def test_a_hold_that_was_lost_is_told_when_booking(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    """An operator gives the hold to somebody else, as it may happen when a store loses its memory."""
+    slots = make_tour(operator)
+    window = windows()
+    window.expects("409|410|404")
+    page = embed(window, slots[0]["venue"])
+    time_of(page, slots[0]).click()
+    fill_in(page)
+    [held] = heard(page, "slot-held")
+    assert operator.delete(f"/v1/holds/{held['hold_id']}").status_code == 204
+    factories.booking(operator, slots[0]["id"])
+    book(page)
+    again = page.get_by_role("button", name="Hold it again")
+    alternatives = page.get_by_role("group", name="These are still free")
+    expect(again.or_(alternatives)).to_be_visible()
+    if again.is_visible():
+        again.click()
+    alternatives.get_by_role("button").first.click()
+    expect(page.get_by_label("Name")).to_have_value("Ada Lovelace")
+    book(page)
+    is_booked(page)
+
+
+def test_an_expired_hold_is_taken_again(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    [slot] = make_tour(operator, times=1, hold_ttl_seconds=6)
+    page = embed(windows(size=PHONE), slot["venue"])
+    time_of(page, slot).click()
+    fill_in(page)
+    again = page.get_by_role("button", name="Hold it again")
+    expect(again).to_be_focused()
+    expect(page.get_by_role("alert").filter(has_text="Your time is up")).to_be_visible()
+    assert_accessible(page)
+    [expired] = heard(page, "hold-expired")
+    assert expired["slot"]["id"] == slot["id"]
+    again.click()
+    book(page)
+    is_booked(page)
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_more_time_until_there_is_no_more(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [patient], [strict] = (
+        make_tour(operator, times=1, hold_ttl_seconds=50, hold_max_seconds=most) for most in (1_800, 50)
+    )
+    window = windows()
+    window.expects("409")
+    page = embed(window, patient["venue"])
+    time_of(page, patient).click()
+    page.get_by_role("button", name="I need more time").click()
+    expect(page.get_by_role("status").filter(has_text="You have more time")).to_be_attached()
+    page = embed(window, strict["venue"])
+    time_of(page, strict).click()
+    more = page.get_by_role("button", name="I need more time")
+    more.click()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be held any longer")
+    expect(more).to_be_hidden()
+
+
+def test_ones_own_hold_is_never_in_the_way(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slot, *_ = make_tour(operator)
+    page = embed(windows(), slot["venue"])
+    for _ in range(3):
+        time_of(page, slot).click()
+        expect(page.get_by_text("Held for you")).to_be_visible()
+        page.get_by_role("button", name="Back").click()
+    expect(time_of(page, slot)).not_to_have_attribute("aria-disabled", "true")
+    time_of(page, slot).click()
+    fill_in(page)
+    book(page)
+    is_booked(page)
+    assert heard(page, "slot-conflict") == []
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_closing_the_page_gives_the_hold_back(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1)
+    page = embed(windows(), slot["venue"])
+    time_of(page, slot).click()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    assert operator.get(f"/v1/slots/{slot['id']}").json()["available"] == 0
+    page.close(run_before_unload=True)
+    eventually(lambda: operator.get(f"/v1/slots/{slot['id']}").json()["available"] == 1, "the hold to be given back")
+
+
+# -- patience ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(page: Page, path: str, times: int, keys: list[str], status: int = 503) -> None:
+    """Answer so many requests as a service does that is busy; the others reach it."""
+
+    def answer(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key", ""))
+        if len(keys) > times:
+            return route.continue_()
+        body = json.dumps({"code": "busy", "detail": "Busy", "effect": "none"})
+        return route.fulfill(status=status, body=body, headers={"Retry-After": "1", "Content-Type": "application/json"})
+
+    page.route(f"**{path}", answer)
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_busy_is_tried_again_with_the_same_key(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed, status: int
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    window.expects(str(status))
+    page = embed(window, slot["venue"])
+    keys: list[str] = []
+    time_of(page, slot).click()
+    fill_in(page)
+    refuse(page, "/v1/bookings", 2, keys, status)
+    book(page)
+    expect(page.get_by_role("status").filter(has_text="Very busy just now")).to_be_visible()
+    assert_accessible(page)
+    is_booked(page)
+    expect(page.get_by_text("Very busy just now")).to_be_hidden()
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    """The booking is made, its answer never comes: the same key gets it."""
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    window.expects("Failed to load resource")
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    fill_in(page)
+    lost: list[int] = []
+
+    def lose(route: Route) -> None:
+        if lost:
+            return route.continue_()
+        lost.append(route.fetch().status)
+        return route.abort()
+
+    page.route("**/v1/bookings", lose)
+    book(page)
+    is_booked(page)
+    assert lost == [201]
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_trying_again_can_be_stopped(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    window.expects("503")
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    fill_in(page)
+    keys: list[str] = []
+    refuse(page, "/v1/bookings", 1_000, keys)
+    book(page)
+    page.get_by_role("button", name="Stop trying").click()
+    expect(page.get_by_role("alert")).to_contain_text("you will not be booked twice")
+    page.unroute("**/v1/bookings")
+    book(page)
+    is_booked(page)
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_s2_6_without_live_updates_it_asks(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slot, *_ = make_tour(operator)
+    window = windows()
+    window.expects("503")
+    window.context.route("**/v1/live?**", lambda route: route.fulfill(status=503, body="{}"))
+    page = embed(window, slot["venue"])
+    expect(time_of(page, slot)).to_be_visible()
+    factories.booking(operator, slot["id"])
+    expect(time_of(page, slot)).to_contain_text("Sold out")
+
+
+def test_too_many_holds_are_told_as_such(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    window.expects("409")
+    body = json.dumps({"code": "hold_limit", "detail": "Too many"})
+    window.context.route("**/v1/holds", lambda r: r.fulfill(status=409, body=body, content_type="application/json"))
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    expect(page.get_by_role("alert")).to_contain_text("holding several places already")
+
+
+# -- whoever it is, and wherever --------------------------------------------------------------------------------------
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    for _ in range(80):
+        if target.evaluate("each => each.getRootNode().activeElement === each"):
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"the keyboard does not reach {target}")
+
+
+def test_with_the_keyboard_alone(with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    salon = make_salon(operator)
+    page = embed(windows(), salon.slug)
+    person = page.get_by_role("button", name="Ben")
+    expect(person).to_be_visible()
+    tab_to(page, person)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="When?")).to_be_focused()
+    month = page.locator("calendar-month")
+    expect(month).to_be_visible()
+    wanted = page.get_by_role("button", name="9:30")
+    expect(wanted).to_be_visible()
+    day = page.locator("h3#day-title").inner_text()
+    while not month.evaluate("each => each.shadowRoot.activeElement !== null"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator("h3#day-title")).not_to_have_text(day)
+    expect(wanted).to_be_visible()
+    tab_to(page, wanted)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Your details")).to_be_focused()
+    tab_to(page, page.get_by_label("Name"))
+    page.keyboard.type("Ada Lovelace")
+    page.keyboard.press("Tab")
+    page.keyboard.type("ada@example.com")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Booked")).to_be_focused()
+    [confirmed] = heard(page, "booking-confirmed")
+    assert confirmed["slot"]["resource"]["name"] == "Ben"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "page_lang", "locale", "title"),
+    [
+        ('lang="de-AT"', "en", "en-US", "Wann?"),
+        ("", "fr", "en-US", "Quand ?"),
+        ("", "it", "es-ES", "¿Cuándo?"),
+        ("", "it", "pl-PL", "When?"),
+    ],
+)
+def test_the_language_is_the_widgets_the_pages_or_the_browsers(
+    operator: httpx.Client, windows: Windows, embed: Embed, attribute: str, page_lang: str, locale: str, title: str
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    page = embed(windows(locale=locale), slot["venue"], attribute, lang=page_lang)
+    expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
+
+
+def test_all_languages_say_all(operator: httpx.Client) -> None:
+    said = {
+        path: re.findall(r"^  (\w+):", asset.body.decode(), re.MULTILINE)
+        for path, asset in assets.all_assets().items()
+        if path.startswith("widget/words/")
+    }
+    assert len(said) == 4
+    assert all(words == said["widget/words/en.js"] for words in said.values())
+
+
+def test_times_by_the_visitors_clock(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1)
+    page = embed(windows(timezone_id="America/New_York", locale="en-GB"), slot["venue"], lang="en-GB")
+    expect(page.get_by_text("Times in Europe/Berlin")).to_be_visible()
+    there = time_of(page, slot).inner_text()
+    page.get_by_role("button", name="Show my time (America/New York)").click()
+    expect(page.get_by_text("Times in America/New York")).to_be_visible()
+    expect(time_of(page, slot)).not_to_have_text(there)
+    named = embed(windows(), slot["venue"], 'timezone="Asia/Tokyo"')
+    expect(named.get_by_text("Times in Asia/Tokyo")).to_be_visible()
+
+
+def test_a_page_gives_it_its_own_colours(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1)
+    style = "holdfast-booking { --holdfast-accent: rgb(120, 0, 80); --holdfast-on-accent: rgb(255, 255, 255) }"
+    style += "holdfast-booking::part(heading) { color: rgb(1, 2, 3) }"
+    page = embed(windows(), slot["venue"], style=style)
+    time_of(page, slot).click()
+    expect(page.get_by_role("button", name="Book now")).to_have_css("background-color", "rgb(120, 0, 80)")
+    expect(page.get_by_role("heading", name="Your details")).to_have_css("color", "rgb(1, 2, 3)")
+
+
+def test_names_are_text(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    evil = "<img src=x onerror=window.hurt=1>"
+    salon = make_salon(operator, names=(f"{evil}A", f"{evil}B"))
+    operator.patch(f"/v1/venues/{salon.slug}", json={"name": evil})
+    named = {"venue": salon.slug, "name": f"{evil}S", "duration_minutes": 30, "resource_ids": [salon.people[0]["id"]]}
+    factories.made(operator.post("/v1/services", json=named))
+    page = embed(windows(), salon.slug)
+    expect(page.get_by_role("button", name=f"{evil}S")).to_be_visible()
+    page.get_by_role("button", name="Haircut").click()
+    page.get_by_role("button", name=f"{evil}A").click()
+    page.get_by_role("button", name="10:00").click()
+    expect(page.get_by_text(f"Haircut · {evil}A")).to_be_visible()
+    fill_in(page, evil)
+    book(page)
+    is_booked(page)
+    expect(page.get_by_text(f"Booked for {evil}")).to_be_visible()
+    assert page.evaluate("window.hurt") is None
+    assert page.locator("holdfast-booking img").count() == 0
+
+
+def test_no_such_venue(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    window = windows()
+    window.expects("404")
+    page = embed(window, f"nobody-{uuid.uuid4().hex[:8]}")
+    expect(page.get_by_role("alert").filter(has_text="no such place")).to_be_visible()
+
+
+def test_without_the_month_picker_there_is_the_browsers_own(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slot, *_ = make_tour(operator)
+    window = windows()
+    window.expects("Failed to load resource")
+    window.context.route("**/vendor/cally/**", lambda route: route.abort())
+    page = embed(window, slot["venue"])
+    expect(time_of(page, slot)).to_be_visible()
+    assert_accessible(page)
+    page.get_by_label("Choose a day").fill((DAY - timedelta(days=1)).date().isoformat())
+    expect(page.get_by_text("Nothing is free on this day")).to_be_visible()
+    page.get_by_role("button", name="Next free day").click()
+    expect(time_of(page, slot)).to_be_visible()
+
+
+def test_it_is_small() -> None:
+    """All modules with the words of one language, without the vendored month picker; comments are not sent at all."""
+    modules = {path: asset for path, asset in assets.all_assets().items() if re.match(r"widget/.*\.js$", path)}
+    loaded = [asset.body for path, asset in modules.items() if "/words/" not in path or path.endswith("/fr.js")]
+    assert len(gzip.compress(b"".join(loaded))) < 20_000
+    assert not [path for path, asset in modules.items() if re.search(rb"^ *//|/\*\*", asset.body, re.MULTILINE)]
+
+
+# -- on other people's pages ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def another_site(html: str, policy: str) -> Iterator[str]:
+    """Serve one page from another origin."""
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Security-Policy", policy)
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_it_stands_on_another_site(with_redis: Service, operator: httpx.Client, windows: Windows) -> None:
+    slot, *_ = make_tour(operator)
+    policy = POLICY.format(service=with_redis.url)
+    with another_site(embedding(with_redis.url, slot["venue"], ""), policy) as origin:
+        assert operator.patch(f"/v1/venues/{slot['venue']}", json={"origins": [origin]}).status_code == 200
+        window = windows()
+        window.expects("CORS", "Failed to load resource")  # until the origins are read again, the widget tries again
+        page = window.page(origin)
+        expect(time_of(page, slot)).to_be_visible()
+        other = factories.hold(operator, slot["id"])
+        expect(time_of(page, slot)).to_contain_text("Held")  # its stream is open, too
+        operator.delete(f"/v1/holds/{other['id']}")
+        expect(time_of(page, slot)).not_to_contain_text("Held")
+        time_of(page, slot).click()
+        fill_in(page)
+        page.get_by_role("button", name="Back").click()
+        time_of(page, slot).click()
+        book(page)
+        is_booked(page)
+        assert window.context.cookies() == []
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_on_a_site_that_the_venue_does_not_name_it_reads_nothing(
+    with_redis: Service, operator: httpx.Client, windows: Windows
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    policy = POLICY.format(service=with_redis.url)
+    with another_site(embedding(with_redis.url, slot["venue"], ""), policy) as origin:
+        window = windows()
+        window.expects("CORS", "Failed to load resource")
+        page = window.page(origin)
+        expect(page.get_by_role("status").filter(has_text="No connection just now")).to_be_visible()
+        expect(time_of(page, slot)).to_be_hidden()
