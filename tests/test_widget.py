@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ from playwright.sync_api import Locator, Page, Route, expect
 from app.pages import assets
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
-from tests.service import Service, assert_slot_holds, eventually
+from tests.redis_servers import RedisServer
+from tests.service import Postgres, Service, assert_slot_holds, eventually
+from tests.shop import Shop, running_shop
 
 __all__ = ["chromium", "windows"]
 
@@ -70,11 +73,13 @@ def tomorrow() -> str:
     return (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
 
 
-def make_tour(operator: httpx.Client, *, capacity: int = 1, times: int = 4, **venue: Any) -> list[dict[str, Any]]:
+def make_tour(
+    operator: httpx.Client, *, capacity: int = 1, times: int = 4, price: dict[str, Any] | None = None, **venue: Any
+) -> list[dict[str, Any]]:
     """Make a venue with nothing but a tour, whose times follow each other on `DAY`; returns the slots."""
     of = factories.resource(operator, factories.venue(operator, **venue)["slug"], name="City walk")
     eight = (DAY - factories.START) / timedelta(hours=1)
-    return [factories.slot(operator, of, hours=eight + 2 * n, capacity=capacity) for n in range(times)]
+    return [factories.slot(operator, of, hours=eight + 2 * n, capacity=capacity, price=price) for n in range(times)]
 
 
 Embed = Callable[..., Page]
@@ -83,19 +88,21 @@ Embed = Callable[..., Page]
 @pytest.fixture
 def embed(with_redis: Service) -> Embed:
     """Open a page with nothing on it but the widget, of the service's own origin."""
+    return partial(open_page, with_redis.url)
 
-    def open_page(window: Window, venue: str, attributes: str = "", *, lang: str = "en", style: str = "") -> Page:
-        url = f"{with_redis.url}/embed/{next(_numbers)}"
-        policy = POLICY.format(service=with_redis.url)
-        if style:
-            policy += "; style-src 'unsafe-inline'"  # the page's own sheet
-        html = embedding(with_redis.url, venue, attributes, lang=lang, style=style)
-        headers = {"Content-Security-Policy": policy}
-        window.context.route(url, lambda route: route.fulfill(body=html, content_type="text/html", headers=headers))
-        window.context.add_init_script(LISTENER)
-        return window.page(url)
 
-    return open_page
+def open_page(
+    service: str, window: Window, venue: str, attributes: str = "", *, lang: str = "en", style: str = ""
+) -> Page:
+    url = f"{service}/embed/{next(_numbers)}"
+    policy = POLICY.format(service=service)
+    if style:
+        policy += "; style-src 'unsafe-inline'"  # the page's own sheet
+    html = embedding(service, venue, attributes, lang=lang, style=style)
+    headers = {"Content-Security-Policy": policy}
+    window.context.route(url, lambda route: route.fulfill(body=html, content_type="text/html", headers=headers))
+    window.context.add_init_script(LISTENER)
+    return window.page(url)
 
 
 def embedding(service: str, venue: str, attributes: str, *, lang: str = "en", style: str = "") -> str:
@@ -553,6 +560,58 @@ def test_too_many_holds_are_told_as_such(operator: httpx.Client, windows: Window
     expect(page.get_by_role("alert")).to_contain_text("holding several places already")
 
 
+# -- paying -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(
+    postgres: Postgres, bundled_redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
+    with (
+        running_shop(postgres.fresh(), bundled_redis_server, tmp_path_factory.mktemp("shop"), workers=1) as shop,
+        shop.with_worker(),
+    ):
+        yield shop
+
+
+def test_what_has_to_be_paid_is_booked_when_it_is_paid(shop: Shop, windows: Windows) -> None:
+    with factories.client(shop.service, operator=True) as operator:
+        slot_id = shop.slot(capacity=2, payment="required")
+        slot = operator.get(f"/v1/slots/{slot_id}").json()
+        page = open_page(shop.service.url, windows(size=PHONE), slot["venue"])
+        time_of(page, slot).click()
+        fill_in(page)
+        page.get_by_role("button", name="Pay now").click()
+        pay = page.get_by_role("link", name="Go to the payment page")
+        expect(pay).to_be_visible()
+        assert_accessible(page)
+        [started] = heard(page, "checkout-started")
+        assert pay.get_attribute("href") == started["checkout_url"]
+        assert heard(page, "booking-confirmed") == []
+        shop.stripe.pay(started["checkout_url"].rpartition("/")[2])
+        is_booked(page)
+        assert [each["booking_id"] for each in heard(page, "booking-confirmed")] == [started["booking_id"]]
+        assert_slot_holds(shop.service, slot_id, 2, 1)
+
+
+def test_online_payment_that_cannot_begin_leaves_the_other_way(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    """No payment is set up: the places come back, and can be booked to be paid there."""
+    [slot] = make_tour(operator, times=1, price={"amount": 2500, "currency": "EUR"})
+    window = windows()
+    window.expects("502")
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    expect(page.get_by_text("€25.00")).to_be_visible()
+    fill_in(page)
+    page.get_by_role("button", name="Book and pay online").click()
+    expect(page.get_by_role("alert")).to_contain_text("The payment could not be started")
+    page.get_by_role("button", name="Book now, pay there").click()
+    is_booked(page)
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
 # -- whoever it is, and wherever --------------------------------------------------------------------------------------
 
 
@@ -744,6 +803,19 @@ def test_it_stands_on_another_site(with_redis: Service, operator: httpx.Client, 
         book(page)
         is_booked(page)
         assert window.context.cookies() == []
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_on_the_services_own_page(operator: httpx.Client, windows: Windows, with_redis: Service) -> None:
+    slot, *_ = make_tour(operator, name="Müller & Söhne")
+    page = windows(size=PHONE, scheme="dark").page(f"{with_redis.url}/book/{slot['venue']}")
+    expect(page.get_by_role("heading", name="Müller & Söhne")).to_be_visible()
+    time_of(page, slot).click()
+    fill_in(page)
+    assert_accessible(page)
+    book(page)
+    is_booked(page)
+    assert_accessible(page)
     assert_slot_holds(with_redis, slot["id"], 1, 1)
 
 
