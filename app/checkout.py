@@ -307,7 +307,7 @@ async def apply_event(engine: Engine, event_id: str) -> str:
     if event is None or event.applied:
         return "done before"
     if "refund" in event.type:
-        outcome = await _look_at_refunds(engine, str(event.object.get("payment_intent") or ""))
+        outcome = await _refund_event(engine, str(event.object.get("payment_intent") or ""))
     else:
         outcome = await _settle_event(engine, event)
     await engine.payments.applied(event_id, outcome)
@@ -391,7 +391,7 @@ def _legacy_order(metadata: Mapping[str, str]) -> tuple[UUID | None, int]:
     return (slot_id, quantity) if 1 <= quantity <= 100_000 else (None, 0)
 
 
-async def _look_at_refunds(engine: Engine, intent: str) -> str:
+async def _refund_event(engine: Engine, intent: str) -> str:
     """Take note of what went back of a payment, whoever sent it, and of what did not arrive. It is read from Stripe:
     news of refunds overtake each other, too. Who has all of the money back has no booking any more.
     """
@@ -406,7 +406,19 @@ async def _look_at_refunds(engine: Engine, intent: str) -> str:
         payment = await engine.payments.of_intent(intent)
     if payment is None:
         return "not ours"
-    change = await engine.payments.record_refunds(payment.id, await gateway.refunds(intent))
+    return await look_at_refunds(engine, payment.id)
+
+
+async def look_at_refunds(engine: Engine, payment_id: UUID) -> str:
+    """Ask Stripe what went back of a payment, and what of that did not arrive.
+
+    Raises:
+        As `look`.
+    """
+    payment, gateway = await engine.payments.payment(payment_id), engine.gateway
+    if payment is None or payment.payment_intent is None or gateway is None:
+        return "nothing to do"
+    change = await engine.payments.record_refunds(payment.id, await gateway.refunds(payment.payment_intent))
     await _tell_mirror(engine, change)
     if change.word == "failed":
         log.warning("refund_failed", payment_id=str(payment.id))

@@ -54,6 +54,8 @@ MAX_TRIES = 80
 RECONCILE_SECONDS = 300.0
 #: How often the slots of those schedules are made whose time has come.
 KEEP_AHEAD_SECONDS = 5.0
+#: How often refunds are found that were not looked at for a day.
+REFUNDS_SECONDS = 3600.0
 #: How often is forgotten what nobody needs any more (each says where it is kept for how long), …
 FORGET_SECONDS = 3600.0
 #: … and how long jobs that failed for good are kept.
@@ -141,6 +143,11 @@ class Relay:
         for payment_id in await self._engine.payments.overdue_refunds():
             await self._once("refund_payment", payment_id=str(payment_id))
 
+    async def look_after_refunds(self) -> None:
+        """Queue the refunds that Stripe must be asked about again, because they may have failed since."""
+        for payment_id in await self._engine.payments.recent_refunds():
+            await self._once("look_at_refunds", payment_id=str(payment_id))
+
     async def send_webhooks(self) -> None:
         """Queue the deliveries to venues' own systems whose time has come; each is handed out to one worker."""
         for delivery_id in await deliveries.due(self._engine.ledger, DELIVERIES_PER_TURN):
@@ -204,6 +211,7 @@ def queue(engine: Engine) -> procrastinate.App:
     task("look_payment", lambda payment_id: _or_later(checkout.look(engine, payment_id)))
     task("close_payment", lambda payment_id: _or_later(checkout.close(engine, payment_id)))
     task("refund_payment", lambda payment_id: _or_later(checkout.refund(engine, payment_id)))
+    task("look_at_refunds", lambda payment_id: _or_later(checkout.look_at_refunds(engine, payment_id)))
     task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
     task("tell_mirror", lambda slot_id: tell_mirror(engine, UUID(slot_id)))
     task("send_mail", lambda kind, booking_id, version=None: notices.send(engine, kind, booking_id, version))
@@ -265,6 +273,7 @@ async def repairing(engine: Engine, waiting: procrastinate.App) -> None:
         _free_stalled: STALLED_SECONDS / 3,
         _look_after_waiting: WAITING_SECONDS,
         _keep_ahead: KEEP_AHEAD_SECONDS,
+        _look_after_refunds: REFUNDS_SECONDS,
         _forget: FORGET_SECONDS,
         _forget_failed: FORGET_SECONDS,
         _reconcile: RECONCILE_SECONDS,
@@ -290,6 +299,10 @@ async def _free_stalled(_: Engine, waiting: procrastinate.App) -> None:
             await manager.retry_job(job)
         except exceptions.UniqueViolation:  # the same has been queued since, and waits for this one to end
             await manager.finish_job(job, jobs.Status.ABORTED, delete_job=True)
+
+
+async def _look_after_refunds(engine: Engine, waiting_jobs: procrastinate.App) -> None:
+    await Relay(engine, waiting_jobs).look_after_refunds()
 
 
 async def _look_after_waiting(engine: Engine, _: procrastinate.App) -> None:

@@ -25,8 +25,13 @@ LOOK_SECONDS = 45
 CREATING_SECONDS = 60
 #: A refund that is still owed is asked for again after this long.
 REFUND_SECONDS = 60
-#: Rows handed out at a time.
+#: A refund may fail for so long after it was made, says Stripe, and is looked at once a day meanwhile: the webhook that
+#: tells of it may be lost, or nobody has asked for it.
+REFUND_DAYS = 35
+#: Rows handed out at a time, …
 BATCH = 100
+#: … and of what is looked at once an hour.
+HOURLY = 1_000
 #: What Stripe was asked, with the customer's address, is kept for so long after it has been paid or given up, …
 PARAMS_DAYS = 30
 #: … and what it told us for so long. Stripe itself repeats nothing after three days, and lists nothing after 30.
@@ -289,6 +294,18 @@ class Payments:
             "    AND asked_at < clock_timestamp() - %s * interval '1 second'"
             "  ORDER BY asked_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id",
             (REFUND_SECONDS, BATCH),
+        )
+        return [row.id for row in rows]
+
+    async def recent_refunds(self) -> list[UUID]:
+        """Hand out payments whose refund may have failed since, each once a day."""
+        rows = await self._ledger.repeatable(
+            "UPDATE payments SET asked_at = clock_timestamp() WHERE id IN ("
+            "  SELECT id FROM payments WHERE refund_status = 'done' AND payment_intent IS NOT NULL"
+            "    AND refunded_at > clock_timestamp() - %s * interval '1 day'"
+            "    AND asked_at < clock_timestamp() - interval '1 day'"
+            "  ORDER BY refunded_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id",
+            (REFUND_DAYS, HOURLY),
         )
         return [row.id for row in rows]
 

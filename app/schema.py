@@ -489,6 +489,7 @@ payments = sa.Table(
     sa.Index("payments_by_intent", "payment_intent", postgresql_where=sa.text("payment_intent IS NOT NULL")),
     sa.Index("payments_unfinished", "asked_at", postgresql_where=sa.text(_UNFINISHED)),
     sa.Index("payments_refunds_due", "asked_at", postgresql_where=sa.text("refund_status = 'due'")),
+    sa.Index("payments_refunds_done", "refunded_at", postgresql_where=sa.text("refund_status = 'done'")),
     sa.Index("payments_by_time", "created_at"),
     sa.Index("payments_with_params", "created_at", postgresql_where=sa.text("params IS NOT NULL")),
 )

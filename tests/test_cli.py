@@ -516,6 +516,44 @@ def test_half_of_one_service_is_not_mixed_with_half_of_another(shop, holdfast, m
         assert answer.err.startswith("REDIS_URL is not the one of the demo")
 
 
+# -- payments ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failed_refund(shop: Shop) -> UUID:
+    """A booking that was paid and cancelled, and whose refund came back."""
+    payment_id = uuid4()
+    shop.query(
+        "INSERT INTO payments (id, venue_id, slot_id, booking_id, quantity, amount, currency, status, session_id,"
+        " payment_intent, paid_amount, paid_at, refund_status, refund_reason)"
+        " SELECT %s, venue_id, id, %s, 1, 2500, 'EUR', 'paid', 'cs_1', 'pi_1', 2500, now(), 'failed', 'by the venue'"
+        " FROM slots",
+        payment_id,
+        uuid4(),
+    )
+    return payment_id
+
+
+def test_a_failed_refund_is_found_and_tried_again_from_the_terminal(shop, holdfast, failed_refund):
+    doctor = holdfast("doctor")
+    assert (doctor.code, "1 payment, such as" in doctor.out) == (4, True)
+    [listed] = holdfast("payments", "list", "--refund", "failed", "--json").json["data"]
+    assert listed["id"] == str(failed_refund)
+    assert "failed: by the venue" in holdfast("payments", "show", failed_refund).out
+    assert holdfast("payments", "refund", failed_refund, "--yes").code == 0
+    assert holdfast("payments", "show", failed_refund, "--json").json["refund_status"] == "due"
+    assert holdfast("payments", "refund", failed_refund, "--yes").code == 4  # the worker is at it
+    assert holdfast("doctor").code != 4
+
+
+def test_what_was_given_back_by_hand_is_noted(shop, holdfast, failed_refund):
+    assert holdfast("payments", "refund", failed_refund, "--by-hand", "--yes").code == 0
+    shown = holdfast("payments", "show", failed_refund, "--json").json
+    assert (shown["refund_status"], shown["refunded_amount"]) == ("done", 2500)
+    assert holdfast("payments", "refund", failed_refund, "--by-hand", "--yes").code == 4
+    assert holdfast("doctor").code != 4
+
+
 # -- race -------------------------------------------------------------------------------------------------------------
 
 

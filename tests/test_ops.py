@@ -280,6 +280,23 @@ def test_what_failed_is_shown_and_tried_again(
     assert shown.query("SELECT status::text FROM jobs.procrastinate_jobs WHERE id = %s", job_id) == [("todo",)]
 
 
+def test_a_refund_that_failed_is_shown_until_somebody_acts(
+    shown: Service, windows: Windows, operator: httpx.Client
+) -> None:
+    slot = factories.slot(operator)
+    [(payment_id,)] = shown.query(
+        "INSERT INTO payments (id, venue_id, slot_id, quantity, amount, currency, status, session_id, paid_amount,"
+        " paid_at, refund_status, refund_reason) SELECT gen_random_uuid(), venue_id, id, 1, 2500, 'EUR', 'paid', 'cs',"
+        " 2500, now(), 'failed', 'by the venue' FROM slots WHERE id = %s RETURNING id",
+        slot["id"],
+    )
+    page = console(shown, windows())
+    refund = page.locator("#failed-refunds li", has_text=str(payment_id))
+    expect(refund).to_contain_text("€25.00, paid")
+    shown.query("UPDATE payments SET refund_status = 'waived' WHERE id = %s RETURNING 1", payment_id)
+    expect(refund).to_have_count(0)
+
+
 # -- the audit log ----------------------------------------------------------------------------------------------------
 
 

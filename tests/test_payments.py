@@ -864,6 +864,41 @@ async def test_a_refund_that_fails_later_is_reported_once_and_made_again_when_an
     assert till.statuses(slot_id)[1] == [("paid", "done")]
 
 
+async def test_a_refund_that_fails_unheard_is_found_by_looking_once_a_day(till):
+    slot_id = till.slot()
+    started, refund_id = await refunded(till, slot_id)
+    payment_id, recent = till.payment_id(started), till.engine.payments.recent_refunds
+    till.stripe.fail_refund(refund_id)
+    assert payment_id not in await recent()
+    later = "UPDATE payments SET asked_at = asked_at - interval '25 hours' WHERE id = %s RETURNING 1"
+    till.query(later, payment_id)
+    assert payment_id in await recent()
+    assert payment_id not in await recent()
+    assert await checkout.look_at_refunds(till.engine, payment_id) == "failed"
+    assert till.statuses(slot_id)[1] == [("paid", "failed")]
+    await till.engine.payments.owe_refund(payment_id, "by an operator")
+    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    # One that did arrive is left alone, and after some weeks not looked at any more.
+    assert await checkout.look_at_refunds(till.engine, payment_id) == "already"
+    till.query(
+        "UPDATE payments SET refunded_at = refunded_at - interval '36 days' WHERE id = %s RETURNING 1", payment_id
+    )
+    till.query(later, payment_id)
+    assert payment_id not in await recent()
+
+
+async def test_a_payment_that_nobody_looks_after_is_seen(till):
+    started = await till.check_out(till.slot())
+    payment_id = till.payment_id(started)
+    over = "UPDATE payments SET expires_at = clock_timestamp() - %s * interval '1 minute' WHERE id = %s RETURNING 1"
+    till.query(over, 30, payment_id)
+    assert await till.engine.payments.mismatches() == 0
+    till.query(over, 90, payment_id)
+    assert await till.engine.payments.mismatches() == 1
+    assert await checkout.close(till.engine, payment_id) == "ended"
+    assert await till.engine.payments.mismatches() == 0
+
+
 async def test_every_order_of_a_failed_refunds_events_ends_in_one_state(till):
     states = []
     for order in itertools.permutations(range(4)):

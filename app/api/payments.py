@@ -48,7 +48,7 @@ async def create_checkout(
     responses=problems(401),
 )
 async def list_payments(request: ApiRequest) -> Response[wire.PaymentPage]:
-    """List payments, the newest first. `status=mismatched`, and `refund_status=due` for long, need a person."""
+    """List payments, the newest first. `status=mismatched`, `refund_status=failed`, long `due`: need a person."""
     asked = query(request, wire.PaymentQuery)
     payments, after = request.engine.payments, wire.position(asked.cursor)
     found = await payments.listed(asked.status, asked.refund_status, asked.limit + 1, after)

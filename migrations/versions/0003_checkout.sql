@@ -62,6 +62,7 @@ CREATE INDEX payments_by_rebooked ON payments (rebooked_id) WHERE rebooked_id IS
 CREATE INDEX payments_by_intent ON payments (payment_intent) WHERE payment_intent IS NOT NULL;  -- charge.refunded
 CREATE INDEX payments_unfinished ON payments (asked_at) WHERE status IN ('creating', 'open', 'closing', 'abandoned');
 CREATE INDEX payments_refunds_due ON payments (asked_at) WHERE refund_status = 'due';
+CREATE INDEX payments_refunds_done ON payments (refunded_at) WHERE refund_status = 'done';       -- may still fail
 CREATE INDEX payments_by_time ON payments (created_at);                                         -- operators' list
 CREATE INDEX payments_with_params ON payments (created_at) WHERE params IS NOT NULL;            -- forgotten in this order
 
@@ -154,7 +155,8 @@ CREATE TRIGGER refunds_follow_transitions BEFORE UPDATE ON refunds
 CREATE TRIGGER refunds_never_deleted BEFORE DELETE OR TRUNCATE ON refunds
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_statement();
 
--- The money query: empty, unless Stripe could not give something back; then it says so until somebody has acted. Every
+-- The money query: empty, unless Stripe could not give something back, or nobody does what time asks for (no worker
+-- runs, or Stripe is away for long): then it says so until somebody has acted. Every
 -- paid session has a confirmed booking or a refund; every booking that was to be paid and is confirmed has its payment,
 -- once, and keeps it.
 CREATE VIEW money_mismatches AS
@@ -164,6 +166,7 @@ CREATE VIEW money_mismatches AS
             WHEN p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND b.status = 'confirmed'
                 THEN 'refunded, but still booked'
             WHEN p.refund_status = 'failed' THEN 'its refund failed'
+            WHEN p.status NOT IN ('paid', 'mismatched') THEN 'over for more than an hour, and Stripe not asked what became of it'
             ELSE 'owed for more than an hour, and not given back'
         END AS what
     FROM payments AS p LEFT JOIN bookings AS b ON b.id = coalesce(p.rebooked_id, p.booking_id)
@@ -172,6 +175,7 @@ CREATE VIEW money_mismatches AS
             AND b.status = 'confirmed'
         OR p.refund_status = 'failed'
         OR p.refund_status = 'due' AND p.owed_at < clock_timestamp() - interval '1 hour'
+        OR p.status IN ('creating', 'open', 'closing', 'abandoned') AND p.expires_at < clock_timestamp() - interval '1 hour'
     UNION ALL
     SELECT NULL, b.id, 'confirmed, but not paid'
     FROM bookings AS b

@@ -37,6 +37,7 @@ panel("#dead-webhooks", `/v1/webhook-deliveries?status=dead&limit=${MOST}`, "Eve
 }));
 
 panel("#mismatched-payments", `/v1/payments?status=mismatched&limit=${MOST}`, "None was paid with another amount", payment);
+panel("#failed-refunds", `/v1/payments?refund_status=failed&limit=${MOST}`, "No refund has failed", payment);
 // A refund is due for seconds when all is well: only what was due at the look before is shown.
 let dueBefore = new Set();
 panel("#due-refunds", `/v1/payments?refund_status=due&limit=${MOST}`, "No refund is stuck", payment, (due) => {
