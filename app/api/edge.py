@@ -29,6 +29,7 @@ CUSTOMERS: Mapping[str, Sequence[str]] = {
         "/v1/slots",
         "/v1/days",
         "/v1/slots/{}",
+        "/v1/days",
         "/v1/holds/{}",
         "/v1/bookings/{}",
         "/v1/bookings/{}/calendar",
