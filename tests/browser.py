@@ -32,9 +32,12 @@ Scheme = Literal["light", "dark"]
 expect.set_options(timeout=PATIENCE_MS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser for all tests. Skipped where there is none, but never in CI."""
+    """One browser for the tests of a file. Skipped where there is none, but never in CI.
+
+    No longer than that: it comes with an event loop of its own, beside which no other test's can run.
+    """
     if CHROMIUM is None:
         if os.environ.get("CI"):
             pytest.fail("there is no chromium, and CI must have one")
