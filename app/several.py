@@ -134,7 +134,10 @@ async def _hold_all(engine: Engine, claims: Sequence[Claim], ttl_ms: int, *, key
     if keyed and await engine.ledger.booking(claims[0].id) is not None:
         return mine  # a retry, refused because of its own bookings: Postgres knows them
     await _give_back(engine, mine)
-    raise problems[0] if problems else await _unavailable(engine, claims, refused)
+    if problems:
+        raise problems[0]
+    outcomes("book_several", "refused_early").inc()
+    raise await _unavailable(engine, claims, refused)
 
 
 async def _hold(engine: Engine, claim: Claim, ttl_ms: int) -> Refused | Problem | str:
@@ -263,6 +266,7 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
     claims = await _claims(engine, items, "hold", key)
     late = [claim for claim in claims if booking.too_late(claim.facts, caller)]
     if late:
+        outcomes("hold_several", "refused_early").inc()
         raise await _unavailable(engine, claims, [Refused(c.facts.id, "past", c.quantity, 0) for c in late])
     ttl_ms = 1000 * min(claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds for claim in claims)
     async with claimed(engine, caller.client, claims, ttl_ms):
@@ -289,7 +293,10 @@ async def _hold_somewhere(
     if refused or problem:
         new = {each.id for each in holds if not each.replayed}
         await _give_back(engine, [claim for claim in claims if claim.id in new])
-        raise problem or await _unavailable(engine, claims, refused)
+        if problem:
+            raise problem
+        outcomes("hold_several", "refused_early").inc()
+        raise await _unavailable(engine, claims, refused)
     outcomes("hold_several", "replayed" if all(each.replayed for each in holds) else "held").inc()
     return holds
 
@@ -345,6 +352,7 @@ async def _hold_rows(
         ],
     )
     if any(outcome.word not in ("booked", "replayed") for outcome in decided):
+        outcomes("hold_several", "refused").inc()
         raise await _refusal(engine, claims, decided)
     if any(outcome.deadline is None or outcome.deadline <= outcome.at for outcome in decided):  # they have ended
         raise IdempotencyKeyReused

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
 from tests.redis_servers import running_redis
-from tests.service import OPERATOR_KEY, Postgres, Service, booking_body, eventually, serving
+from tests.service import CUSTOMER, OPERATOR_KEY, Postgres, Service, booking_body, eventually, serving
 
 __all__ = ["chromium", "windows"]
 
@@ -136,6 +136,9 @@ def test_a_race_is_told_in_the_figures_of_metrics(
     with ThreadPoolExecutor(20) as crowd:
         answers = list(crowd.map(lambda _: everyone.post("/v1/bookings", json=booking_body(slot["id"])), range(40)))
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 39
+    several = {"items": [{"slot_id": slot["id"]}]}
+    for path, body in (("/v1/holds", several), ("/v1/bookings", {**several, "customer": CUSTOMER})):
+        assert everyone.post(path, json=body).status_code == 409
 
     def agree() -> bool:
         said, true = totals(page), counted(shown)
@@ -145,7 +148,7 @@ def test_a_race_is_told_in_the_figures_of_metrics(
     now = counted(shown)
     assert now["sales: Bookings"] - before["sales: Bookings"] == 1
     refused = sum(now[name] - before[name] for name in now if name.startswith("conflicts: "))
-    assert refused == 39
+    assert refused == 39 + 2
     label = page.get_by_role("img", name=re.compile("^Conflicts, per second, the last ten minutes. Now: Refused early"))
     expect(label).to_have_count(1)
 
