@@ -280,11 +280,11 @@ def _is_nobodys(payment: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def running_worker(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running_worker(environ: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a job worker of the service with these settings until the block ends; it may have been killed by then."""
     with tempfile.TemporaryFile("w+") as log:
         worker = subprocess.Popen(
-            [str(HOLDFAST), "worker"],
+            [str(HOLDFAST), "worker", *arguments],
             env={**os.environ, **environ},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from tests import factories
-from tests.service import Service, eventually, store_environ
+from tests.service import Service, eventually, free_port, store_environ
 from tests.shop import running_worker
 
 
@@ -41,12 +41,16 @@ def test_a_job_that_failed_tells_why_and_is_done_when_its_reason_is_gone(
         return [job for job in data if job["id"] == job_id]
 
     assert [job["attempts"] for job in listed("waiting")] == [0]
-    with running_worker(store_environ(service.database_url, service.redis.url if service.redis else "")):
+    environ, port = store_environ(service.database_url, service.redis.url if service.redis else ""), free_port()
+    with running_worker(environ, "--metrics-port", str(port)):
         eventually(lambda: listed("failed") != [], "the job to fail", seconds=60)
         [failed] = listed("failed")
         assert (failed["task"], failed["about"], failed["attempts"]) == ("tell_mirror", {"slot_id": "nobody"}, 1)
         assert (failed["error"], failed["status"], failed["next_at"]) == ("TypeError", "failed", None)
         assert failed["failed_at"] is not None
+
+        told = httpx.get(f"http://127.0.0.1:{port}/metrics").text  # no HTTP worker knows what a job worker did
+        assert 'holdfast_jobs_total{outcome="failed",task="tell_mirror"} 1.0' in told
 
         service.query(
             "UPDATE jobs.procrastinate_jobs SET args = args - 'nothing' || jsonb_build_object('slot_id', %s::text)"
