@@ -73,11 +73,13 @@ EVENTS = frozenset(
         "charge.refund.updated",
         "refund.updated",
         "refund.failed",
+        "charge.dispute.created",
     }
 )
 _OF_SESSION = ("id", "status", "payment_status", "amount_total", "currency", "payment_intent", "metadata")
 #: Of a charge, or of a refund: whose it is. The rest is read from Stripe.
 _OF_MONEY_BACK = ("id", "payment_intent")
+_OF_DISPUTE = ("id", "payment_intent", "amount", "reason")
 #: Pages a customer may be sent to without TLS: those of a developer's own machine.
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -288,6 +290,8 @@ async def _tell_mirror(engine: Engine, change: Change) -> None:
 
 def needed(event_type: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of an event's object what acting on it needs; who paid, only where no booking of ours knows that."""
+    if event_type == "charge.dispute.created":
+        return {name: about.get(name) for name in _OF_DISPUTE}
     if "refund" in event_type:
         return {name: about.get(name) for name in _OF_MONEY_BACK}
     kept = {name: about.get(name) for name in _OF_SESSION}
@@ -306,7 +310,9 @@ async def apply_event(engine: Engine, event_id: str) -> str:
     event = await engine.payments.event(event_id)
     if event is None or event.applied:
         return "done before"
-    if "refund" in event.type:
+    if event.type == "charge.dispute.created":
+        outcome = await _disputed(engine, event.object)
+    elif "refund" in event.type:
         outcome = await _refund_event(engine, str(event.object.get("payment_intent") or ""))
     else:
         outcome = await _settle_event(engine, event)
@@ -407,6 +413,19 @@ async def _refund_event(engine: Engine, intent: str) -> str:
     if payment is None:
         return "not ours"
     return await look_at_refunds(engine, payment.id)
+
+
+async def _disputed(engine: Engine, dispute: Mapping[str, Any]) -> str:
+    """Tell operators that a customer wants the money back through the bank. What becomes of the booking is theirs to
+    decide, within the days that Stripe gives them to answer.
+    """
+    payment = await engine.payments.of_intent(str(dispute.get("payment_intent") or ""))
+    if payment is None:
+        return "not ours"
+    await engine.payments.note_dispute(
+        payment.id, str(dispute.get("id")), int(dispute.get("amount") or 0), str(dispute.get("reason") or "")
+    )
+    return "disputed"
 
 
 async def look_at_refunds(engine: Engine, payment_id: UUID) -> str:

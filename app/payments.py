@@ -230,6 +230,16 @@ class Payments:
             (payment_id, why),
         )
 
+    async def note_dispute(self, payment_id: UUID, dispute_id: str, amount: int, reason: str) -> None:
+        """Write a dispute into the audit log, once, with the booking that it is about."""
+        details = {"dispute_id": dispute_id, "disputed_amount": amount, "reason": reason}
+        await self._ledger.repeatable(
+            "WITH told AS MATERIALIZED (SELECT p FROM payments AS p WHERE p.id = %s AND NOT EXISTS ("
+            "  SELECT FROM events AS e WHERE e.type = 'payment.disputed' AND e.data ->> 'dispute_id' = %s) FOR UPDATE)"
+            " SELECT log_payment(p, 'payment.disputed', 'system', %s::jsonb) FROM told",
+            (payment_id, dispute_id, msgspec.json.encode(details).decode()),
+        )
+
     async def _change(self, call: str, values: tuple[Any, ...] | dict[str, Any]) -> Change:
         [row] = await self._ledger.repeatable(f"SELECT * FROM {call}", values)  # noqa: S608 a constant at each use
         return Change(row.word, row.booking_id, None if row.resource_id is None else counts_of(row))

@@ -23,7 +23,7 @@ from app import booking, checkout
 from app import engine as engine_module
 from app.booking import BookingRequest
 from app.checkout import Started
-from app.errors import AlreadyResolved, PaymentFailed, SlotUnavailable
+from app.errors import AlreadyResolved, PaymentFailed, PaymentRequired, SlotUnavailable
 from app.gateway import BadSignature, InProgress, NotOpen, Refused, Session, Unclear, verified
 from app.reschedule import Wish, reschedule
 from app.settings import from_env
@@ -941,6 +941,34 @@ async def test_a_refund_that_stays_owed_is_seen(till):
     assert await till.engine.payments.mismatches() == 1
     assert await checkout.refund(till.engine, payment_id) == "refunded"
     assert await till.engine.payments.mismatches() == 0
+
+
+async def test_a_price_in_another_currency_counts_as_dearer(till):
+    here, there = till.slots(24, 48)
+    till.query(
+        "UPDATE venues SET payment = 'required' WHERE id = (SELECT venue_id FROM slots WHERE id = %s) RETURNING 1", here
+    )
+    till.query("UPDATE slots SET price_currency = 'JPY' WHERE id = %s RETURNING 1", here)
+    started = await confirmed(till, here)
+    with pytest.raises(PaymentRequired):
+        await reschedule(till.engine, started.booking.id, started.manage_token, Wish(there), caller=CUSTOMER)
+    assert till.statuses(here) == CONFIRMED
+    moved = await reschedule(till.engine, started.booking.id, None, Wish(there), caller=OPERATOR)
+    assert moved.slot_id == there
+
+
+async def test_a_dispute_is_told_to_operators_once_and_the_booking_stays(till):
+    slot_id = till.slot()
+    started = await confirmed(till, slot_id)
+    intent = till.stripe.session(started.session_id)["payment_intent"]
+    dispute = {"id": f"dp_{uuid4().hex}", "payment_intent": intent, "amount": PRICE, "reason": "fraudulent"}
+    for expected in ("disputed", "disputed"):
+        assert await till.receive(event_of("charge.dispute.created", dispute)) == [expected]
+    [told] = till.happened(slot_id, "payment.disputed")
+    assert (told["dispute_id"], told["disputed_amount"], told["reason"]) == (dispute["id"], PRICE, "fraudulent")
+    assert till.statuses(slot_id) == CONFIRMED
+    foreign = event_of("charge.dispute.created", {**dispute, "payment_intent": "pi_of_another_shop"})
+    assert await till.receive(foreign) == ["not ours"]
 
 
 async def test_a_pending_booking_that_is_cancelled_can_no_longer_be_paid(till):

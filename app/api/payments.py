@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody, SkipValidation
@@ -15,6 +16,8 @@ from app.api.strict import ApiRequest, idempotency_key, operator_only, query
 from app.errors import InvalidRequest, NotFound
 from app.gateway import BadSignature, verified
 from app.telemetry import outcomes
+
+log = structlog.get_logger()
 
 #: Stripe's events hold whole objects: more than any request of ours.
 MAX_EVENT_BYTES = 256 * 1024
@@ -78,6 +81,7 @@ async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
         raise InvalidRequest("", "The event is about nothing")
     elif isinstance(live, bool) and live != settings.stripe_is_live:
         # Of the other mode of the same account: a secret in the wrong place. Stripe need not send it again.
+        log.warning("stripe_event_of_the_other_mode", type=event["type"], live=live)
         outcomes("webhook", "wrong_mode").inc()
     else:
         await request.engine.payments.keep_event(event["id"], event["type"], checkout.needed(event["type"], about))

@@ -76,8 +76,9 @@ BEGIN
         WHEN there.id IS NULL THEN 'slot_not_found'
         WHEN there.status = 'closed' THEN 'closed'
         WHEN there.starts_at <= clock OR by_actor = 'customer' AND there.closes_at <= clock THEN 'past'
-        WHEN by_actor = 'customer' AND coalesce(there.price_amount, 0) * places
-            > coalesce(here.price_amount, 0) * booking.quantity AND 'required' = (
+        WHEN by_actor = 'customer' AND there.price_amount > 0
+            AND (there.price_currency IS DISTINCT FROM here.price_currency
+                OR there.price_amount * places > coalesce(here.price_amount, 0) * booking.quantity) AND 'required' = (
                 SELECT v.payment FROM venues AS v WHERE v.id = booking.venue_id) THEN 'payment_required'
         WHEN places > there.capacity THEN 'too_many'
     END;
