@@ -2,19 +2,19 @@
 
 Layer 1 off: Redis is not there, or does not know what it is about. Layer 2 off: `commit_bookings` without its row lock,
 and with a pause between deciding and writing, so that all rivals decide by the same count. Layer 3 off: the constraints
-dropped. Each in a scratch database.
+dropped. Each choice in a scratch database, behind a service of its own.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 
 import httpx
 import psycopg
 import pytest
 
-from tests.redis_servers import RedisServer, running_redis
+from tests.redis_servers import running_redis
 from tests.service import (
     Postgres,
     Service,
@@ -39,12 +39,6 @@ PAUSE_SECONDS = 0.5
 PAUSE_AND_WRITE = WRITE + f"        PERFORM pg_sleep({PAUSE_SECONDS});\n"
 
 
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with running_redis("--maxmemory-policy", "noeviction") as server:
-        yield server
-
-
 def without_row_lock(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         [[source]] = connection.execute("SELECT pg_get_functiondef('commit_bookings'::regproc)")
@@ -59,18 +53,27 @@ def without_constraints(database_url: str) -> None:
         connection.execute("ALTER TABLE occupied DROP CONSTRAINT occupied_one_thing_at_a_time")
 
 
-@contextmanager
-def layers(
-    postgres: Postgres, tmp_path: Path, *, lock: bool, constraints: bool, redis: RedisServer | None = None
-) -> Iterator[Service]:
-    """Serve with what is asked for; without a Redis, layer 1 is off."""
-    database_url = postgres.fresh()
-    if not lock:
-        without_row_lock(database_url)
-    if not constraints:
-        without_constraints(database_url)
-    with serving(database_url, redis.url if redis else f"unix://{tmp_path}/nobody.sock", redis=redis) as service:
-        yield service
+Layers = Callable[..., Service]
+
+
+@pytest.fixture(scope="module")
+def layers(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layers]:
+    """Serve with what is asked for; without a Redis, layer 1 is off. What was served before is served still."""
+    nobody = f"unix://{tmp_path_factory.mktemp('nobody')}/redis.sock"
+    with ExitStack() as running:
+
+        @cache
+        def serve(*, lock: bool, constraints: bool, with_redis: bool = False) -> Service:
+            database_url, redis = postgres.fresh(), None
+            if not lock:
+                without_row_lock(database_url)
+            if not constraints:
+                without_constraints(database_url)
+            if with_redis:
+                redis = running.enter_context(running_redis("--maxmemory-policy", "noeviction"))
+            return running.enter_context(serving(database_url, redis.url if redis else nobody, redis=redis))
+
+        yield serve
 
 
 async def race_in_two_waves(client: httpx.AsyncClient, slot_id: str) -> list[httpx.Response]:
@@ -88,29 +91,30 @@ async def race_in_two_waves(client: httpx.AsyncClient, slot_id: str) -> list[htt
     ("lock", "constraints"), [(True, True), (True, False), (False, True)], ids=["2+3", "2 alone", "3 alone"]
 )
 async def test_each_layer_alone_sells_exactly_the_capacity(
-    postgres: Postgres, tmp_path: Path, capacity: int, lock: bool, constraints: bool
+    layers: Layers, capacity: int, lock: bool, constraints: bool
 ):
-    with layers(postgres, tmp_path, lock=lock, constraints=constraints) as service:
-        async with service.client() as client:
-            slot_id = await make_slot(service, client, capacity)
-            answers = await race_in_two_waves(client, slot_id)
-            assert sum(answer.status_code == 201 for answer in answers) == capacity
-            assert_slot_holds(service, slot_id, capacity, sold_places(answers))
-        # Only without the lock do the constraints have anything to do; then they did it, and it was told as a 409.
-        refused_by_rule = service.metric("holdfast_backstop_conflicts_total")
-        assert (refused_by_rule > 0) == (not lock)
+    service = layers(lock=lock, constraints=constraints)
+    before = service.metric("holdfast_backstop_conflicts_total")
+    async with service.client() as client:
+        slot_id = await make_slot(service, client, capacity)
+        answers = await race_in_two_waves(client, slot_id)
+        assert sum(answer.status_code == 201 for answer in answers) == capacity
+        assert_slot_holds(service, slot_id, capacity, sold_places(answers))
+    # Only without the lock do the constraints have anything to do; then they did it, and it was told as a 409.
+    refused_by_rule = service.metric("holdfast_backstop_conflicts_total") - before
+    assert (refused_by_rule > 0) == (not lock)
 
 
 @pytest.mark.parametrize("capacity", [1, 5])
-async def test_without_any_layer_the_same_race_oversells(postgres: Postgres, tmp_path: Path, capacity: int):
-    with layers(postgres, tmp_path, lock=False, constraints=False) as service:
-        async with service.client() as client:
-            slot_id = await make_slot(service, client, capacity)
-            answers = await race_in_two_waves(client, slot_id)
-            sold = sum(answer.status_code == 201 for answer in answers)
-        [(booked,)] = service.query("SELECT count(*) FROM bookings WHERE slot_id = %s", slot_id)
-        assert booked == sold
-        assert sold > capacity
+async def test_without_any_layer_the_same_race_oversells(layers: Layers, capacity: int):
+    service = layers(lock=False, constraints=False)
+    async with service.client() as client:
+        slot_id = await make_slot(service, client, capacity)
+        answers = await race_in_two_waves(client, slot_id)
+        sold = sum(answer.status_code == 201 for answer in answers)
+    [(booked,)] = service.query("SELECT count(*) FROM bookings WHERE slot_id = %s", slot_id)
+    assert booked == sold
+    assert sold > capacity
 
 
 # -- one person, one thing at a time ----------------------------------------------------------------------------------
@@ -126,43 +130,38 @@ async def overlapping_winners(service: Service, kind: str = "person") -> int:
         return sum(answer.status_code == 201 for answer in answers)
 
 
-async def test_layer_2_tells_who_comes_later_that_the_person_is_busy(postgres: Postgres, tmp_path: Path):
+async def test_layer_2_tells_who_comes_later_that_the_person_is_busy(layers: Layers):
     """Layers 1 and 3 off. Rivals at one instant need layer 3: the slots are different rows, and no lock is shared."""
-    with layers(postgres, tmp_path, lock=True, constraints=False) as service:
-        async with service.client() as client:
-            slots = await make_slots(service, client, *[1] * RIVALS, kind="person", hours_apart=0.05)
-            answers = [await client.post("/v1/bookings", json=booking_body(slot_id)) for slot_id in slots]
-            assert [answer.status_code for answer in answers] == [201] + [409] * (RIVALS - 1)
-            assert {answer.json()["reason"] for answer in answers[1:]} == {"booked"}
+    service = layers(lock=True, constraints=False)
+    async with service.client() as client:
+        slots = await make_slots(service, client, *[1] * RIVALS, kind="person", hours_apart=0.05)
+        answers = [await client.post("/v1/bookings", json=booking_body(slot_id)) for slot_id in slots]
+        assert [answer.status_code for answer in answers] == [201] + [409] * (RIVALS - 1)
+        assert {answer.json()["reason"] for answer in answers[1:]} == {"booked"}
 
 
-async def test_a_person_does_one_thing_at_a_time_by_the_exclusion_constraint(postgres: Postgres, tmp_path: Path):
+async def test_a_person_does_one_thing_at_a_time_by_the_exclusion_constraint(layers: Layers):
     """Layers 1 and 2 off: rivals decide while nobody has written."""
-    with layers(postgres, tmp_path, lock=False, constraints=True) as service:
-        assert await overlapping_winners(service) == 1
+    assert await overlapping_winners(layers(lock=False, constraints=True)) == 1
 
 
-async def test_a_person_does_one_thing_at_a_time_by_the_hold_script(
-    postgres: Postgres, tmp_path: Path, redis: RedisServer
-):
+async def test_a_person_does_one_thing_at_a_time_by_the_hold_script(layers: Layers):
     """Layers 2 and 3 off."""
-    with layers(postgres, tmp_path, lock=False, constraints=False, redis=redis) as service:
-        assert await overlapping_winners(service) == 1
-        refused = service.metric("holdfast_outcomes_total", operation="book", outcome="refused_early")
-        assert refused == RIVALS - 1
+    service = layers(lock=False, constraints=False, with_redis=True)
+    before = service.metric("holdfast_outcomes_total", operation="book", outcome="refused_early")
+    assert await overlapping_winners(service) == 1
+    refused = service.metric("holdfast_outcomes_total", operation="book", outcome="refused_early") - before
+    assert refused == RIVALS - 1
 
 
-async def test_without_any_layer_a_person_is_in_two_places(postgres: Postgres, tmp_path: Path):
-    with layers(postgres, tmp_path, lock=False, constraints=False) as service:
-        assert await overlapping_winners(service) > 1
+async def test_without_any_layer_a_person_is_in_two_places(layers: Layers):
+    assert await overlapping_winners(layers(lock=False, constraints=False)) > 1
 
 
-async def test_a_redis_that_takes_the_person_for_an_event_keeps_nobody_away(
-    postgres: Postgres, tmp_path: Path, redis: RedisServer
-):
+async def test_a_redis_that_takes_the_person_for_an_event_keeps_nobody_away(layers: Layers):
     """What the test of layer 1 alone shows is the work of the hold script, not of a Redis that is there."""
-    with layers(postgres, tmp_path, lock=False, constraints=False, redis=redis) as service:
-        assert await overlapping_winners(service, kind="event") == RIVALS
+    service = layers(lock=False, constraints=False, with_redis=True)
+    assert await overlapping_winners(service, kind="event") == RIVALS
 
 
 # -- nobody with psql -------------------------------------------------------------------------------------------------
