@@ -166,6 +166,19 @@ def test_what_is_sold_without_a_service(shop: Shop, windows: Windows) -> None:
     assert_slot_holds(shop.service, slot["id"], 10, 4)
 
 
+def test_days_without_room_are_no_links_and_weeks_end(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service)
+    path = f"/book/{here.slug}?service={here.haircut}&resource={here.people['Ben']}"
+    today = client.get(f"{path}&from=2020-01-01").text  # the days before today are over
+    assert "Nothing is free on these days." in today or at(here.slots["Ben"][0]) in today
+    day = datetime.fromisoformat(here.slots["Ben"][0]["starts_at"]).astimezone(BERLIN).date()
+    week = client.get(f"{path}&from={day}").text
+    assert week.count("nothing free") == 6
+    assert ">Earlier<" in week
+    assert ">Later<" not in week
+    assert "Nothing is free in the coming weeks." in client.get(f"{path}&from={day.replace(year=day.year + 1)}").text
+
+
 def test_sending_a_form_twice_books_once(shop: Shop, client: httpx.Client) -> None:
     here = salon(shop.service)
     slot = here.slots["Ben"][0]
@@ -337,6 +350,9 @@ def test_who_may_pay_there_may_pay_now(shop: Shop, client: httpx.Client) -> None
     now = client.post(f"/book/{here.slug}", data=fields(here, second, pay="now"))
     assert (now.status_code, now.headers["location"].startswith(shop.stripe.url)) == (303, True)
     assert "set-cookie" not in now.headers
+    # Stripe's page shows itself in no frame: only there the form leaves it.
+    framed, whole = (client.get(here.form(second), headers={"Sec-Fetch-Dest": dest}) for dest in ("iframe", "document"))
+    assert ('target="_top"' in framed.text, 'target="_top"' in whole.text) == (True, False)
 
 
 # -- in a frame -------------------------------------------------------------------------------------------------------
@@ -507,6 +523,29 @@ def test_a_place_that_was_waited_for_is_taken(shop: Shop, windows: Windows, clie
     page.get_by_role("button", name="Book it").click()
     expect(page.get_by_role("link", name="View, move or cancel the booking")).to_be_visible()
     assert [name for _, name, _ in booked(shop.service, slot)] == ["Grace Hopper"]
+
+
+def test_a_place_that_was_waited_for_is_left_to_the_next_one(
+    shop: Shop, windows: Windows, client: httpx.Client
+) -> None:
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    made, _ = managed(here, slot)
+    first, second = (
+        factories.made(
+            client.post(
+                "/v1/waiting-list",
+                json={"slot_id": slot["id"], "customer": {"name": name, "email": f"{name}@example.com"}},
+            )
+        )
+        for name in ("Grace", "Mary")
+    )
+    client.post(f"/v1/bookings/{made['id']}/cancel", headers={"Manage-Token": made["manage_token"]})
+    page = windows().page(f"{shop.service.url}/offer/{first['id']}#{first['token']}")
+    page.get_by_role("button", name="Leave it to the next one").click()
+    expect(page.get_by_text("The next one is asked.")).to_be_visible()
+    next_one = client.get(f"/v1/waiting-list/{second['id']}", headers={"Waiting-Token": second["token"]}).json()
+    assert next_one["status"] == "offered"
 
 
 # -- every page -------------------------------------------------------------------------------------------------------

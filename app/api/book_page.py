@@ -228,7 +228,7 @@ async def _show_times(page: Page, asked: Asked) -> Answer:
     free = [day for day in days if await _first_day(page, _on(page, wanted, day))]
     chosen = asked.day if asked.day in days else next(iter(free), None)
     way = {"service": asked.service, "resource": asked.resource, "anybody": asked.anybody}
-    after = None if free else await _first_day(page, _from(page, wanted, days[-1] + timedelta(days=1)))
+    after = await _first_day(page, _from(page, wanted, days[-1] + timedelta(days=1)))
     return page.answer(
         "book_when.html",
         what=_named(page, asked),
@@ -244,8 +244,8 @@ async def _show_times(page: Page, asked: Asked) -> Answer:
         chosen=page.day(chosen) if chosen else "",
         times=await _times(page, asked, _on(page, wanted, chosen)) if chosen else [],
         earlier=page.href(**way, **{"from": max(begin - timedelta(days=DAYS), today)}) if begin > today else "",
-        later=page.href(**way, **{"from": begin + timedelta(days=DAYS)}),
-        next_free={"href": page.href(**way, **{"from": after}), "text": page.day(after)} if after else None,
+        # Only as long as there is something: whoever follows all links, a search engine say, comes to an end.
+        later={"href": page.href(**way, **{"from": after}), "text": page.day(after)} if after else None,
     )
 
 
