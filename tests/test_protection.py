@@ -214,6 +214,18 @@ def test_a_form_of_another_site_changes_nothing(shielded: Service, slot: dict[st
         assert browser.get(f"/v1/slots/{slot['id']}").json() == before
 
 
+def test_who_sends_forms_too_often_keeps_what_was_typed(everyone: httpx.Client) -> None:
+    for _ in range(100):
+        answer = everyone.post("/book/nobody", data={"name": "Grace <Hopper>"})
+        if answer.status_code == 429:
+            break
+        assert answer.status_code == 404
+    assert (answer.status_code, answer.headers["content-type"]) == (429, "text/html; charset=utf-8")
+    assert int(answer.headers["retry-after"]) > 0
+    assert "very often in a short time" in answer.text
+    assert 'name="name" value="Grace &lt;Hopper&gt;"' in answer.text
+
+
 def test_a_venue_that_everybody_may_embed(
     everyone: httpx.Client, operator: httpx.Client, venue: dict[str, Any]
 ) -> None:

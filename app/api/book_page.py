@@ -19,7 +19,7 @@ import msgspec
 from app import booking, checkout
 from app.api import pages, public, wire
 from app.api.answers import Answer
-from app.api.strict import FIRST_YEAR, LAST_YEAR, ApiRequest
+from app.api.strict import FIRST_YEAR, LAST_YEAR, ApiRequest, not_too_often
 from app.booking import BookingRequest
 from app.domain import Alternatives, Booking, Service, Venue
 from app.errors import (
@@ -391,6 +391,7 @@ async def submit(request: ApiRequest, slug: str) -> Answer:
     """
     typed, page = await read_form(request), None
     try:
+        await not_too_often(request)
         page = await _open(request, slug)
         return await _submit(page, typed)
     except Problem as problem:
@@ -482,6 +483,7 @@ def _again(request: ApiRequest, page: Page | None, typed: Typed, problem: Proble
     chosen = language_of(request)
     words = language.words(chosen)
     in_doubt = isinstance(problem, Unavailable) and not problem.effect_none
+    said = "too_often" if problem.status == 429 else "in_doubt" if in_doubt else "busy"
     answer = pages.page(
         "book_again.html",
         status=problem.status,
@@ -489,7 +491,7 @@ def _again(request: ApiRequest, page: Page | None, typed: Typed, problem: Proble
         forms_to=_forms_to(request.engine.settings),
         w=words,
         lang=chosen,
-        text=words["in_doubt" if in_doubt else "busy"],
+        text=words[said],
         action=request.scope["path"] + (f"?lang={chosen}" if "lang" in request.query_params else ""),
         typed=msgspec.structs.asdict(typed),
     )

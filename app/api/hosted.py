@@ -9,7 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
 from app.api import book_page, pages
-from app.api.strict import ApiRequest, not_too_often
+from app.api.strict import ApiRequest
 from app.errors import InvalidRequest, NotFound, Problem
 from app.pages import language
 
@@ -66,7 +66,6 @@ async def book_here(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
     include_in_schema=False,
     exception_handlers=_PROBLEMS,
     request_max_body_size=MAX_FORM_BYTES,
-    guards=[not_too_often],
 )
 async def book_by_form(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
     """Book what the form asks for."""

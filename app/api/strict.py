@@ -118,8 +118,8 @@ def operator_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
         raise Unauthorized
 
 
-async def not_too_often(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Let pass who does not ask too often: the guard of pages' forms. The API has its own before it (`edge`).
+async def not_too_often(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """Let a page's form pass whose sender does not ask too often. The API has its own guard before it (`edge`).
 
     Raises:
         RateLimited
