@@ -53,6 +53,7 @@ _PROBLEM_BY_RULE: Mapping[str, Callable[[], Problem]] = {
     "venues_slug_unique": lambda: Conflict("There is a venue with this slug"),
     "slots_available_count_range": lambda: Conflict("More places are booked than that capacity has"),
     "bookings_one_live_on_exclusive_slot": lambda: Conflict("More places are booked than that capacity has"),
+    "slots_blocks_are_never_sold": lambda: Conflict("This is blocked time: remove the block"),
     "slots_end_after_start": lambda: InvalidRequest("ends_at", "must be after starts_at, by at most 31 days"),
     "slots_of_a_service": lambda: NotFound("Service not found"),
     "service_resources_of_a_service": lambda: NotFound("Service not found"),
@@ -577,7 +578,7 @@ def _slot_page(given: frozenset[str]) -> sa.Select[Any]:
     It walks along an index: the resource's (for a service), the service's, the venue's, or every venue's in turn.
     """
     limit = sa.bindparam("limit", type_=sa.Integer)
-    page = sa.select(slots).order_by(slots.c.starts_at, slots.c.id).limit(limit)
+    page = sa.select(slots).where(sa.not_(slots.c.is_block)).order_by(slots.c.starts_at, slots.c.id).limit(limit)
     conditions = _slot_conditions()
     for name in sorted(given):
         page = page.where(*conditions[name])

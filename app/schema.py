@@ -237,6 +237,7 @@ slots = sa.Table(
     _at("closes_at", nullable=True),
     sa.Column("made_by_schedule", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("closed_by_schedule", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("is_block", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.PrimaryKeyConstraint("id", name="slots_pkey"),
     sa.ForeignKeyConstraint(
         ["resource_id", "venue_id", "resource_no", "one_at_a_time"],
@@ -264,6 +265,11 @@ slots = sa.Table(
     sa.CheckConstraint(
         "NOT closed_by_schedule OR made_by_schedule AND status = 'closed'", name="slots_closed_by_schedule_is_closed"
     ),
+    sa.CheckConstraint(
+        "NOT is_block OR (status = 'closed' AND capacity = 1 AND one_at_a_time AND service_id IS NULL"
+        " AND NOT made_by_schedule)",
+        name="slots_blocks_are_never_sold",
+    ),
     sa.UniqueConstraint("id", "exclusive", "venue_id", name="slots_identity_for_bookings"),
     sa.Index("slots_by_venue_time", "venue_id", "starts_at", "id"),
     sa.Index("slots_by_resource_time", "resource_id", "starts_at", "id"),
@@ -282,6 +288,19 @@ slots = sa.Table(
         "id",
         postgresql_where=sa.text("service_id IS NOT NULL"),
     ),
+    sa.Index("slots_blocks_by_venue", "venue_id", "starts_at", "id", postgresql_where=sa.text("is_block")),
+)
+
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("reason", sa.Text),
+    _at("created_at", default=True),
+    _at("removed_at", nullable=True),
+    sa.PrimaryKeyConstraint("id", name="blocks_pkey"),
+    sa.ForeignKeyConstraint(["id"], ["slots.id"], name="blocks_take_a_slot"),
+    sa.CheckConstraint("char_length(reason) BETWEEN 1 AND 200", name="blocks_reason_length"),
 )
 
 bookings = sa.Table(

@@ -48,6 +48,7 @@ ALLOWED = {
     },
     "appointments": {"booking", "domain", "engine", "errors", "ledger", "mirror", "tokens"},
     "reschedule": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
+    "blocks": {"booking", "claims", "domain", "engine", "errors", "holds", "ledger", "tokens"},
     "several": {"booking", "claims", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "waiting": {"booking", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "notices": {"booking", "domain", "engine", "errors", "mail", "payments", "telemetry", "waiting"},

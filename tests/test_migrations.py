@@ -64,6 +64,8 @@ POPULATE = """
 
 #: Which trigger keeps which promise on which table. One that is missing or disabled would let a wrong state in.
 EXPECTED_TRIGGERS = {
+    ("blocks", "blocks_keep_occupied", "blocks_keep_occupied"),
+    ("blocks", "blocks_never_move", "refuse_statement"),
     ("bookings", "bookings_confirmed_when_paid", "bookings_confirmed_when_paid"),
     ("bookings", "bookings_deleted", "bookings_keep_available_count"),
     ("bookings", "bookings_end_offers", "bookings_end_offers"),

@@ -6,6 +6,7 @@ from litestar import HttpMethod, Response, route
 from litestar.handlers import HTTPRouteHandler
 
 from app.api import (
+    agenda,
     appointments,
     calendars,
     hosted,
@@ -45,7 +46,7 @@ def _allowing(path: str, methods: str) -> HTTPRouteHandler:
 
 _HANDLERS = [
     *public.ROUTES, *appointments.ROUTES, *payments.ROUTES, *operators.ROUTES, *timetable.ROUTES,
-    *webhooks.ROUTES, *jobs.ROUTES, *calendars.ROUTES, *waiting.ROUTES, *live.ROUTES,
+    *webhooks.ROUTES, *jobs.ROUTES, *calendars.ROUTES, *agenda.ROUTES, *waiting.ROUTES, *live.ROUTES,
     *machines.ROUTES, problems.describe, *session.ROUTES, *pages.ROUTES, *operator_pages.ROUTES,
     *hosted.ROUTES,
 ]  # fmt: skip

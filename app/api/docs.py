@@ -15,7 +15,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from app.api import pages, wire, wire_timetable
+from app.api import pages, wire, wire_calendar, wire_timetable
 from app.pages import render
 from app.webhooks.sending import WebhookMessage
 
@@ -109,7 +109,7 @@ def _describe_structs(found: dict[str, Any]) -> None:
     names = found["components"]["schemas"]
     structs = [
         WebhookMessage,
-        *(getattr(of, name) for name in names for of in (wire, wire_timetable) if hasattr(of, name)),
+        *(getattr(of, name) for name in names for of in (wire, wire_timetable, wire_calendar) if hasattr(of, name)),
     ]
     (message, *_), described = msgspec.json.schema_components(structs, ref_template=_COMPONENT)
     found["components"]["schemas"] = described

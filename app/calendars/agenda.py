@@ -1,4 +1,4 @@
-"""A day or a week of a person or venue: who comes when, what is held, what is free.
+"""A day or a week of a person or venue: who comes when, what is held, what is blocked, what is free.
 
 A salon has hundreds of slots that begin every quarter of an hour and overlap: what is free of them is told as the times
 in which somebody is free. The slots of a tour or a class are told one by one.
@@ -24,7 +24,7 @@ LONGEST_SLOT = timedelta(days=31)
 #: What one look reads at most: a week of a large salon has tens of thousands of slots.
 MOST_SLOTS, MOST_BOOKINGS = 100_000, 20_000
 
-Kind = Literal["booking", "hold", "free", "closed"]
+Kind = Literal["booking", "hold", "block", "free", "closed"]
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -48,6 +48,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     resource: Named
     service: str | None
+    service_id: UUID | None = None
     starts_at: datetime
     ends_at: datetime
     #: The end, and the buffer after it.
@@ -60,6 +61,9 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     #: Closed because these are no working hours (any more), and by nobody's hand.
     unwanted: bool
     one_at_a_time: bool
+    #: Nobody's booking has it, but the venue itself; `note` says why, if it does.
+    block: bool = False
+    note: str | None = None
 
     @property
     def alone(self) -> bool:
@@ -82,6 +86,8 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     left: timedelta | None = None
     #: Postgres does not count it.
     only_in_redis: bool = False
+    #: Of a booking; see `Booking`.
+    version: int | None = None
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,9 +98,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     ends_at: datetime
     resource: Named
     service: str | None = None
+    service_id: UUID | None = None
     #: None: free or closed time that is made of several slots.
     slot_id: UUID | None = None
-    #: Of the booking or hold.
+    #: Of the booking, hold or block.
     id: UUID | None = None
     customer: str | None = None
     quantity: int | None = None
@@ -102,6 +109,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     expires_at: datetime | None = None
     left: timedelta | None = None
+    #: Why time is blocked.
+    note: str | None = None
+    #: Of a booking.
+    version: int | None = None
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -168,19 +179,20 @@ def _only_resource(rows: Sequence[Row], asked: str) -> Row:
 #: The slots that concern [from, to): along `slots_by_venue_time` or `slots_by_resource_time`.
 _CHOSEN = (
     "s.{whose} = %(whose)s AND s.starts_at >= %(from)s - %(longest)s AND s.starts_at < %(to)s"
-    " AND s.occupied_until > %(from)s"
+    " AND s.occupied_until > %(from)s AND (NOT s.is_block OR s.available_count = 0)"
 )
 _SLOTS = (
     "SELECT s.id, s.resource_id, r.name AS resource_name, v.name AS service_name, s.starts_at, s.ends_at,"  # noqa: S608
     "   s.occupied_until, coalesce(s.closes_at, s.starts_at) AS bookable_until, s.capacity, s.available_count,"
-    "   s.status = 'open' AS is_open, s.closed_by_schedule, s.one_at_a_time"
+    "   s.status = 'open' AS is_open, s.closed_by_schedule, s.one_at_a_time, s.service_id, s.is_block,"
+    "   CASE WHEN s.is_block THEN (SELECT b.reason FROM blocks AS b WHERE b.id = s.id) END AS note"
     " FROM slots AS s JOIN resources AS r ON r.id = s.resource_id LEFT JOIN services AS v ON v.id = s.service_id"
     f" WHERE {_CHOSEN} ORDER BY s.starts_at, s.id LIMIT %(most)s"
 )
 #: OFFSET 0: one slot's bookings after the other's, by the index, and only of slots that have any.
 _BOOKINGS = (
     "SELECT s.id AS slot_id, b.*, b.expires_at - clock_timestamp() AS time_left FROM slots AS s"  # noqa: S608
-    " CROSS JOIN LATERAL (SELECT id, quantity, status, customer_name, expires_at FROM bookings"
+    " CROSS JOIN LATERAL (SELECT id, quantity, status, customer_name, expires_at, version FROM bookings"
     "   WHERE slot_id = s.id AND status IN ('confirmed', 'pending_payment') OFFSET 0) AS b"
     f" WHERE {_CHOSEN} AND s.available_count < s.capacity ORDER BY s.starts_at, b.id LIMIT %(most)s"
 )
@@ -229,8 +241,9 @@ def lines(seen: Look, since: datetime, until: datetime, now: datetime) -> list[L
         taken_of[taken.slot_id].append(taken)
     for resource, slots in slots_of.items():
         told += [_taken(slot, taken) for slot in slots for taken in taken_of[slot.id]]
+        told += [_blocked_time(slot) for slot in slots if slot.block]
         told += _rest(resource, slots, taken_of, now)
-    order = {"booking": 0, "hold": 1, "free": 2, "closed": 3}
+    order = {"booking": 0, "hold": 1, "block": 2, "free": 3, "closed": 4}
     return sorted(
         (line for line in told if line.starts_at < until and line.ends_at > since),
         key=lambda line: (
@@ -309,15 +322,23 @@ def _less(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
 def _taken(slot: Slot, taken: Taken) -> Line:
     return Line(
         kind=taken.kind, starts_at=slot.starts_at, ends_at=slot.ends_at, resource=slot.resource, service=slot.service,
-        slot_id=slot.id, id=taken.id, customer=taken.customer, quantity=taken.quantity, capacity=slot.capacity,
-        status=taken.status, expires_at=taken.expires_at, left=taken.left,
+        service_id=slot.service_id, slot_id=slot.id, id=taken.id, customer=taken.customer, quantity=taken.quantity,
+        capacity=slot.capacity, status=taken.status, expires_at=taken.expires_at, left=taken.left,
+        version=taken.version,
+    )  # fmt: skip
+
+
+def _blocked_time(slot: Slot) -> Line:
+    return Line(
+        kind="block", starts_at=slot.starts_at, ends_at=slot.ends_at, resource=slot.resource, id=slot.id,
+        status="blocked", note=slot.note,
     )  # fmt: skip
 
 
 def _places(slot: Slot, kind: Literal["free", "closed"], room: int | None) -> Line:
     return Line(
         kind=kind, starts_at=slot.starts_at, ends_at=slot.ends_at, resource=slot.resource, service=slot.service,
-        slot_id=slot.id, quantity=room, capacity=slot.capacity, status=kind,
+        service_id=slot.service_id, slot_id=slot.id, quantity=room, capacity=slot.capacity, status=kind,
     )  # fmt: skip
 
 
@@ -330,13 +351,14 @@ def _slot(row: Row) -> Slot:
         starts_at=row.starts_at, ends_at=row.ends_at, occupied_until=row.occupied_until,
         bookable_until=row.bookable_until, capacity=row.capacity, available_count=row.available_count,
         open=row.is_open, unwanted=row.closed_by_schedule, one_at_a_time=row.one_at_a_time,
+        service_id=row.service_id, block=row.is_block, note=row.note,
     )  # fmt: skip
 
 
 def _booking(row: Row) -> Taken:
     return Taken(
         kind="booking", id=row.id, slot_id=row.slot_id, quantity=row.quantity, status=row.status,
-        customer=row.customer_name, expires_at=row.expires_at, left=row.time_left,
+        customer=row.customer_name, expires_at=row.expires_at, left=row.time_left, version=row.version,
     )  # fmt: skip
 
 

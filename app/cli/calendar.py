@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: From so many columns on a week has one for each day, with room for the time and a short name.
 WIDE = 130
-STYLES = {"booking": "", "hold": "yellow", "free": "green", "closed": "dim"}
+STYLES = {"booking": "", "hold": "yellow", "block": "magenta", "free": "green", "closed": "dim"}
 TODAY, TOMORROW = "today", "tomorrow"
 
 
@@ -204,7 +204,7 @@ def _what(subject: "Subject", line: "Line") -> str:
 
 
 def _who(line: "Line") -> str:
-    return one_line(line.customer) if line.customer else ""
+    return one_line(line.customer or line.note or "")
 
 
 def _places(line: "Line") -> str:

@@ -33,8 +33,11 @@ INVARIANTS = {
     "No available_count is negative": "SELECT id FROM slots WHERE available_count < 0 OR available_count > capacity",
     "available_count is capacity less live bookings": """
         SELECT s.id FROM slots AS s LEFT JOIN (
-            SELECT slot_id, sum(quantity) AS taken FROM bookings
-            WHERE status IN ('held', 'pending_payment', 'confirmed') GROUP BY slot_id) AS live ON live.slot_id = s.id
+            SELECT slot_id, sum(quantity) AS taken FROM (
+                SELECT slot_id, quantity FROM bookings WHERE status IN ('held', 'pending_payment', 'confirmed')
+                UNION ALL
+                SELECT id, 1 FROM blocks WHERE removed_at IS NULL) AS takers GROUP BY slot_id) AS live
+            ON live.slot_id = s.id
         WHERE s.available_count <> s.capacity - coalesce(live.taken, 0)""",
     "An exclusive slot has at most one live booking": """
         SELECT b.slot_id FROM bookings AS b JOIN slots AS s ON s.id = b.slot_id
@@ -46,8 +49,10 @@ INVARIANTS = {
                 PARTITION BY s.resource_id ORDER BY s.starts_at, s.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
             ) AS busy_until
             FROM slots AS s JOIN resources AS r ON r.id = s.resource_id
-            WHERE r.kind <> 'event' AND EXISTS (SELECT FROM bookings AS b WHERE b.slot_id = s.id
-                AND b.status IN ('held', 'pending_payment', 'confirmed'))) AS occupied_slots
+            WHERE r.kind <> 'event' AND (
+                EXISTS (SELECT FROM bookings AS b WHERE b.slot_id = s.id
+                    AND b.status IN ('held', 'pending_payment', 'confirmed'))
+                OR EXISTS (SELECT FROM blocks AS b WHERE b.id = s.id AND b.removed_at IS NULL))) AS occupied_slots
         WHERE busy_until > starts_at""",
     MONEY: "SELECT coalesce(payment_id, booking_id) FROM money_mismatches",
     "Whoever was offered places from the waiting list has them": """
@@ -57,6 +62,8 @@ INVARIANTS = {
 
 #: Layer 3 and what keeps the counts. Without one of these the database would believe anything.
 TRIGGERS = (
+    "blocks_keep_occupied",
+    "blocks_never_move",
     "bookings_inserted",
     "bookings_updated",
     "bookings_deleted",
@@ -81,6 +88,7 @@ TRIGGERS = (
 )
 CONSTRAINTS = (
     "slots_available_count_range",
+    "slots_blocks_are_never_sold",
     "slots_exclusive_is_capacity_one",
     "bookings_of_a_slot",
     "bookings_quantity_range",
