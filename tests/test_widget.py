@@ -92,27 +92,34 @@ def embed(with_redis: Service) -> Embed:
 
 
 def open_page(
-    service: str, window: Window, venue: str, attributes: str = "", *, lang: str = "en", style: str = ""
+    service: str,
+    window: Window,
+    venue: str,
+    attributes: str = "",
+    *,
+    lang: str = "en",
+    style: str = "",
+    inside: str = "",
 ) -> Page:
     url = f"{service}/embed/{next(_numbers)}"
     policy = POLICY.format(service=service)
     if style:
         policy += "; style-src 'unsafe-inline'"  # the page's own sheet
-    html = embedding(service, venue, attributes, lang=lang, style=style)
+    html = embedding(service, venue, attributes, lang=lang, style=style, inside=inside)
     headers = {"Content-Security-Policy": policy}
     window.context.route(url, lambda route: route.fulfill(body=html, content_type="text/html", headers=headers))
     window.context.add_init_script(LISTENER)
     return window.page(url)
 
 
-def embedding(service: str, venue: str, attributes: str, *, lang: str = "en", style: str = "") -> str:
+def embedding(service: str, venue: str, attributes: str, *, lang: str = "en", style: str = "", inside: str = "") -> str:
     return (
         f'<!doctype html><html lang="{lang}"><head><title>Somebody</title><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"{style and f'<style>{style}</style>'}"
         f'<script type="module" src="{service}/widget.js"></script></head><body><main><h1>Somebody</h1>'
-        f'<holdfast-booking venue="{venue}" {attributes}></holdfast-booking></main></body></html>'
+        f'<holdfast-booking venue="{venue}" {attributes}>{inside}</holdfast-booking></main></body></html>'
     )
 
 
@@ -326,6 +333,7 @@ def test_s4_8_whoever_was_slower_gets_alternatives_and_keeps_his_details(
     snatch(page, operator, slots[0])
     time_of(page, slots[0]).click()
     expect(page.get_by_role("alert")).to_contain_text("Somebody was faster")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
     expect(time_of(page, slots[0])).to_contain_text("Sold out")
     alternatives = page.get_by_role("group", name="These are still free").get_by_role("button")
     expect(alternatives).to_have_count(3)
@@ -443,6 +451,32 @@ def test_ones_own_hold_is_never_in_the_way(
     is_booked(page)
     assert heard(page, "slot-conflict") == []
     assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def test_who_presses_twice_holds_once(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slots = make_tour(operator, capacity=5)
+    page = embed(windows(), slots[0]["venue"])
+    expect(time_of(page, slots[1])).to_be_visible()
+    page.evaluate(
+        "ats => ats.map((at) => document.querySelector('holdfast-booking').shadowRoot"
+        ".querySelector(`[data-at='${at}']`)).forEach((each) => each.click())",
+        [slots[0]["starts_at"], slots[0]["starts_at"], slots[1]["starts_at"]],
+    )
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    assert len(heard(page, "slot-held")) == 1
+    held = operator.get("/v1/holds", params={"venue": slots[0]["venue"]}).json()["data"]
+    assert [each["slot_id"] for each in held] == [slots[0]["id"]]
+
+
+def test_what_stands_inside_is_seen_where_the_widget_does_not_load(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    window.expects("Failed to load resource", "dynamically imported module")
+    window.context.route("**/widget/words/**", lambda route: route.abort())
+    page = embed(window, slot["venue"], inside="<a href='/book'>Book by link</a>")
+    expect(page.get_by_role("link", name="Book by link")).to_be_visible()
 
 
 def test_closing_the_page_gives_the_hold_back(operator: httpx.Client, windows: Windows, embed: Embed) -> None:

@@ -17,6 +17,7 @@ export class HoldfastBooking extends HTMLElement {
 
   connectedCallback() {
     this.#root.adoptedStyleSheets = [sheet];
+    this.#root.replaceChildren(h("slot")); // what stands inside the element is seen until there is something better
     addEventListener("pagehide", this.#left);
     addEventListener("pageshow", this.#backAgain);
     this.#begin();

@@ -48,7 +48,7 @@ dialog {
   container-type: inline-size;
 }
 dialog::backdrop { background: rgb(0 0 0 / 45%); }
-dialog > .close { position: absolute; inset-block-start: .5rem; inset-inline-end: .5rem; z-index: 1; }
+dialog > .close { position: sticky; inset-block-start: .5rem; display: flex; margin: .5rem .5rem -52px auto; z-index: 1; background: var(--surface); }
 dialog header { padding-inline-end: 3rem; }
 
 h2, h3, p, ul { margin: 0; padding: 0; }
@@ -87,7 +87,7 @@ button:disabled { opacity: .6; cursor: default; }
 .back { padding-inline: .5em .9em; margin-inline-start: -.5em; border-color: transparent; color: var(--accent); }
 .back svg { margin-inline-end: -.1em; }
 .close { border-color: transparent; min-width: 44px; padding: 0; background: transparent; color: inherit; }
-.link { border: 0; padding: 0 .25em; color: var(--accent); text-decoration: underline; background: var(--surface); }
+.link { border: 0; padding: 0; color: var(--accent); text-decoration: underline; background: var(--surface); }
 
 .rows { display: grid; gap: .6rem; }
 .row { width: 100%; justify-content: space-between; text-align: start; padding: .8em 1em; }
@@ -128,7 +128,7 @@ calendar-month::part(button):focus-visible, calendar-date::part(button):focus-vi
 .quantity span { margin-inline-end: auto; font-weight: 600; }
 .quantity output { min-width: 2ch; text-align: center; font-variant-numeric: tabular-nums; font-weight: 600; }
 .quantity button { width: 44px; padding: 0; font-size: 1.2em; }
-.times { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); gap: .5rem; }
+.times { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.75rem, 1fr)); gap: .5rem; }
 .times.wide { grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
 .times:empty { display: none; }
 .time { width: 100%; flex-direction: column; gap: 0; padding: .35em .4em; min-height: 48px; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -169,6 +169,7 @@ label .quiet { font-weight: 400; }
 .note.warn { background: var(--warn-soft); color: var(--warn); }
 .note button { border-color: currentColor; background: transparent; color: inherit; }
 .notes > *, .toasts > * { margin-block-start: 1rem; }
+.beside { display: contents; } /* else the toast would have no room to stick in */
 .toasts { position: sticky; inset-block-end: .75rem; z-index: 2; }
 .toast { padding: .5rem .5rem .5rem 1rem; background: var(--ink); color: var(--surface); box-shadow: 0 4px 20px rgb(0 0 0 / 30%); animation: rise .25s ease-out; }
 .toast button { flex: none; }

@@ -36,6 +36,7 @@ export class Visit {
   #keys = new Map();
   #reads = 0;
   #newDay = false;
+  #taking = false;
   #left = false;
 
   constructor(frame, wishes) {
@@ -243,10 +244,16 @@ export class Visit {
 
   // -- holding -------------------------------------------------------------------------------------------------------
 
-  /** Hold the first of some slots that can be had, any of which will do. */
+  /** Hold the first of some slots that can be had, any of which will do. Who presses twice wants it once. */
   async take(slots) {
-    const { quantity } = this.choice;
+    if (this.#taking) return;
+    this.#taking = true;
     await this.release();
+    await this.#takeAny(slots).finally(() => (this.#taking = false));
+  }
+
+  async #takeAny(slots) {
+    const { quantity } = this.choice;
     let lost = null;
     for (const slot of slots) {
       try {

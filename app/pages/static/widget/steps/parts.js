@@ -43,7 +43,7 @@ export class Toast {
 
   constructor(t) {
     this.t = t;
-    this.element = h("div", {}, this.#note, this.#toast, this.#heard);
+    this.element = h("div", { class: "beside" }, this.#note, this.#toast, this.#heard);
   }
 
   /** Show a message until it is closed or something new has happened. */

@@ -110,12 +110,12 @@ function goTo(visit, parts, day) {
 
 function showQuantity(visit, parts) {
   const { t, choice } = visit;
-  const most = Math.max(1, ...[...visit.slots.values()].map((slot) => slot.capacity));
-  parts.quantity.hidden = most === 1;
-  if (most === 1 || parts.quantity.firstChild) return;
+  const most = () => Math.max(1, ...[...visit.slots.values()].map((slot) => slot.capacity));
+  parts.quantity.hidden = most() === 1;
+  if (most() === 1 || parts.quantity.firstChild) return;
   const count = h("output", {}, String(choice.quantity));
   const step = (by) => {
-    choice.quantity = Math.min(most, Math.max(1, choice.quantity + by));
+    choice.quantity = Math.min(most(), Math.max(1, choice.quantity + by));
     count.textContent = choice.quantity;
     parts.month.mark();
     refresh(visit, parts);
