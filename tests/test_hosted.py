@@ -176,6 +176,10 @@ def test_days_without_room_are_no_links_and_weeks_end(shop: Shop, client: httpx.
     assert week.count("nothing free") == 6
     assert ">Earlier<" in week
     assert ">Later<" not in week
+    with factories.client(shop.service) as others:
+        for slot in here.slots["Ben"]:
+            factories.hold(others, slot["id"])
+    assert "Nothing is free on this day." in client.get(f"{path}&from={day}").text  # all of it is held
     assert "Nothing is free in the coming weeks." in client.get(f"{path}&from={day.replace(year=day.year + 1)}").text
 
 

@@ -21,6 +21,7 @@ from app.api import pages, public, wire
 from app.api.answers import Answer
 from app.api.strict import FIRST_YEAR, LAST_YEAR, ApiRequest, not_too_often
 from app.booking import BookingRequest
+from app.catalogue import SlotFilter
 from app.domain import Alternatives, Booking, Service, Venue
 from app.errors import (
     AlreadyResolved,
@@ -225,7 +226,7 @@ async def _show_times(page: Page, asked: Asked) -> Answer:
     )
     begin = max(asked.from_day or await _first_day(page, wanted) or today, today)
     days = [begin + timedelta(days=n) for n in range(DAYS)]
-    free = [day for day in days if await _first_day(page, _on(page, wanted, day))]
+    free = await _free_days(page, asked, days)
     chosen = asked.day if asked.day in days else next(iter(free), None)
     way = {"service": asked.service, "resource": asked.resource, "anybody": asked.anybody}
     after = await _first_day(page, _from(page, wanted, days[-1] + timedelta(days=1)))
@@ -274,6 +275,12 @@ def _from(page: Page, wanted: wire.SlotQuery, day: date) -> wire.SlotQuery:
 def _on(page: Page, wanted: wire.SlotQuery, day: date) -> wire.SlotQuery:
     end = _midnight(page, day + timedelta(days=1))
     return msgspec.structs.replace(_from(page, wanted, day), starts_before=end)
+
+
+async def _free_days(page: Page, asked: Asked, days: Sequence[date]) -> list[date]:
+    """Tell which days have something that is not booked; whether it is held, the times of a day say."""
+    which = SlotFilter(venue=page.venue.slug, service_id=asked.service, resource_id=asked.resource, room_for=1)
+    return await page.request.catalogue.free_days(which, days[0], days[-1], page.venue.timezone)
 
 
 async def _first_day(page: Page, wanted: wire.SlotQuery) -> date | None:
