@@ -114,8 +114,8 @@ def counted(service: Service) -> dict[str, float]:
     outcome, seconds = "holdfast_outcomes_total", "holdfast_http_request_seconds_count"
     sums = {
         "sales: Bookings": [(outcome, {"operation": each, "outcome": "booked"}) for each in ("book", "book_several")],
-        "conflicts: Refused early": [(outcome, {"outcome": "refused_early"})],
-        "conflicts: Refused by Postgres": [
+        "conflicts: By Redis": [(outcome, {"outcome": "refused_early"})],
+        "conflicts: By Postgres": [
             (outcome, {"outcome": word}) for word in ("full", "occupied", "closed", "past", "refused")
         ],
         "booking-time: p50": [(seconds, {"method": "POST", "route": "/v1/bookings"})],
@@ -149,7 +149,7 @@ def test_a_race_is_told_in_the_figures_of_metrics(
     assert now["sales: Bookings"] - before["sales: Bookings"] == 1
     refused = sum(now[name] - before[name] for name in now if name.startswith("conflicts: "))
     assert refused == 39 + 2
-    label = page.get_by_role("img", name=re.compile("^Conflicts, per second, the last ten minutes. Now: Refused early"))
+    label = page.get_by_role("img", name=re.compile("^Conflicts, per second, the last ten minutes. Now: By Redis"))
     expect(label).to_have_count(1)
 
 

@@ -74,8 +74,8 @@ export const FIGURES = [
     about: "Refusals because the place was taken: by Redis at once, or by Postgres.",
     unit: "per second",
     series: [
-      rate("Refused early", { name: OUTCOMES, outcome: "refused_early" }),
-      rate("Refused by Postgres", { name: OUTCOMES, outcome: REFUSED_LATE }),
+      rate("By Redis", { name: OUTCOMES, outcome: "refused_early" }),
+      rate("By Postgres", { name: OUTCOMES, outcome: REFUSED_LATE }),
     ],
   },
   {
@@ -108,7 +108,7 @@ export const FIGURES = [
   },
   {
     id: "doubts",
-    title: "What should not happen",
+    title: "Unexpected",
     about: "Conflicts that Redis had let through, and commits whose answer was lost.",
     unit: "per second",
     series: [

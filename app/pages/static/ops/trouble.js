@@ -21,7 +21,7 @@ const TASKS = {
 
 panel("#failed-jobs", `/v1/jobs?status=failed&limit=${MOST}`, "No job has failed", (job, again) => ({
   what: TASKS[job.task] ?? job.task,
-  why: `${job.error ?? "ended without a word"} · ${count(job.attempts, "attempt")} · ${clock(job.failed_at ?? job.queued_at)}`,
+  why: `${job.error ?? "ended without a word"} · ${count(job.attempts, "attempt")}${job.failed_at ? ` · ${clock(job.failed_at)}` : ""}`,
   about: Object.entries(job.about).map(([name, value]) => `${name} ${value}`).join(", "),
   verb: "Retry",
   act: (button) => act(button, () => call("POST", `/v1/jobs/${job.id}/retry`), "The worker tries it again.").then(again),
