@@ -22,6 +22,9 @@ from app.errors import HeldTooMuch, Problem, Unavailable
 from app.holds import InTheWay, RedisAway
 from app.tokens import derived_id
 
+#: A claim outlives the hold that it was made for a moment before: or its places were free to claim while still held.
+LONGER_MS = 3_000
+
 
 class Wanted(Protocol):
     """Places that a client is about to hold: `booking.Claim` is one."""
@@ -52,7 +55,7 @@ async def claimed(engine: Engine, client: str | None, wanted: Sequence[Wanted], 
     if share is None:
         yield
         return
-    new = await _claim_all(engine, share, wanted, ttl_ms)
+    new = await _claim_all(engine, share, wanted, ttl_ms + LONGER_MS)
     try:
         yield
     except Problem as problem:

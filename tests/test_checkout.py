@@ -237,6 +237,16 @@ def test_a_hold_becomes_a_checkout_and_keeps_its_places(shop):
     assert shop.stripe.session(started["session_id"])["amount_total"] == 2 * PRICE
 
 
+def test_what_waits_for_payment_counts_as_held_until_it_is_paid_or_given_up(shop):
+    slot_id = shop.slot(9, holds_per_client=2)
+    shop.paid(slot_id, 2)
+    started = shop.checked_out(slot_id, 2)
+    refused = shop.check_out(slot_id)
+    assert (refused.status_code, refused.json()["code"]) == (409, "hold_limit")
+    shop.cancel(started)
+    shop.checked_out(slot_id, 2)
+
+
 @pytest.mark.parametrize("price", [None, 0], ids=["no price", "nothing"])
 def test_what_costs_nothing_is_confirmed_without_stripe(shop, price):
     slot_id = shop.slot(2, price, payment="required")

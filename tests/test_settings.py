@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.settings import SettingsError, from_env
+from app.settings import Rate, SettingsError, from_env
 
 GOOD = {
     "REDIS_URL": "redis://localhost/0",
@@ -35,6 +35,14 @@ def test_defaults_are_those_of_the_contract():
         ("HOLDFAST_HOLD_TTL_SECONDS", "-1"),
         ("HOLDFAST_HOLD_TTL_SECONDS", "5m"),
         ("HOLDFAST_LIVE_STREAMS", "-1"),
+        ("HOLDFAST_TRUSTED_PROXIES", "all"),
+        ("HOLDFAST_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("HOLDFAST_TRUSTED_PROXIES", "10.0.0.1,"),
+        ("HOLDFAST_RATE_LIMIT", "50"),
+        ("HOLDFAST_RATE_LIMIT", "0/s"),
+        ("HOLDFAST_RATE_LIMIT", "50/day"),
+        ("HOLDFAST_HOLDS_PER_CLIENT", "0"),
+        ("HOLDFAST_HOLDS_PER_CLIENT", "some"),
         ("HOLDFAST_ENV", "prod"),
         ("HOLDFAST_DEMO", "yes"),
         ("HOLDFAST_PUBLIC_URL", "salon.example"),
@@ -72,3 +80,20 @@ def test_two_webhook_secrets_serve_while_one_is_rotated():
 def test_secrets_are_not_shown():
     shown = repr(from_env({**GOOD, "STRIPE_API_KEY": "sk_live_abc", "STRIPE_WEBHOOK_SECRET": "whsec_abcdefgh"}))
     assert not any(secret in shown for secret in ("k" * 16, "s" * 32, "sk_live", "whsec"))
+
+
+def test_clients_are_limited_where_it_is_known_who_they_are():
+    unsaid = from_env(GOOD)
+    assert (unsaid.trusted_proxies, unsaid.rate_limit, unsaid.holds_per_client) == (None, None, 0)
+    direct = from_env({**GOOD, "HOLDFAST_TRUSTED_PROXIES": "none"})
+    assert (direct.trusted_proxies, direct.rate_limit, direct.holds_per_client) == ((), Rate(50, 1, 200), 20)
+    proxied = from_env({**GOOD, "HOLDFAST_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8, ::1"})
+    assert proxied.trusted_proxies == ("127.0.0.1", "10.0.0.0/8", "::1")
+    demo = from_env({**GOOD, "HOLDFAST_TRUSTED_PROXIES": "none", "HOLDFAST_DEMO": "on"})
+    assert (demo.rate_limit, demo.holds_per_client) == (None, 0)
+    chosen = {"HOLDFAST_RATE_LIMIT": "30/min", "HOLDFAST_HOLDS_PER_CLIENT": "5"}
+    asked = from_env({**GOOD, **chosen})
+    assert (asked.rate_limit, asked.holds_per_client) == (Rate(30, 60, 120), 5)
+    off = dict.fromkeys(chosen, "off")
+    nobody = from_env({**GOOD, **off, "HOLDFAST_TRUSTED_PROXIES": "none"})
+    assert (nobody.rate_limit, nobody.holds_per_client) == (None, 0)

@@ -44,6 +44,7 @@ _SAID = {
     415: "The body is not `application/json`",
     402: "The venue takes payment first: use `POST /v1/checkout`",
     422: "The Idempotency-Key was used for another request",
+    429: "Too many requests from one address: try again after `Retry-After`",
     500: "A bug",
     502: "Stripe could not start the payment; the places are free again",
     503: 'Try again after `Retry-After`; with `"effect": "none"` nothing was done',

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 MAX_EVENT_BYTES = 256 * 1024
 
 
-@post("/v1/checkout", responses=problems(404, 409, 410, 422, 502, body=True))
+@post("/v1/checkout", responses=problems(404, 409, 410, 422, 429, 502, body=True))
 async def create_checkout(
     request: ApiRequest,
     data: JSONBody[SkipValidation[wire.CheckoutOfSlot | wire.CheckoutOfHold]],

@@ -121,7 +121,7 @@ async def list_days(request: ApiRequest, known: IfNoneMatch = None) -> Response[
 # -- holds ------------------------------------------------------------------------------------------------------------
 
 
-@post("/v1/holds", responses=problems(404, 409, 422, body=True))
+@post("/v1/holds", responses=problems(404, 409, 422, 429, body=True))
 async def take_hold(
     request: ApiRequest, data: JSONBody[SkipValidation[HoldsWanted]], key: IdempotencyKey = None
 ) -> Response[wire.Hold | wire.Holds]:
@@ -146,7 +146,7 @@ async def read_hold(request: ApiRequest, hold_id: FromPath[UUID], token: HoldTok
     return answers.ok(wire.hold(await booking.get_hold(request.engine, hold_id, token or "")))
 
 
-@post("/v1/holds/{hold_id:str}/extend", status_code=200, responses=problems(404, 409, 410, 422))
+@post("/v1/holds/{hold_id:str}/extend", status_code=200, responses=problems(404, 409, 410, 422, 429))
 async def extend_hold(
     request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None, key: IdempotencyKey = None
 ) -> Response[wire.Hold]:
@@ -175,7 +175,7 @@ def _hold_body(request: ApiRequest, kept: bytes) -> bytes:
     return msgspec.json.encode(wire.hold(hold, sign_hold(request.engine.settings.secrets, grant)))
 
 
-@delete("/v1/holds/{hold_id:str}", security=token_or_operator, responses=problems(401, 404))
+@delete("/v1/holds/{hold_id:str}", security=token_or_operator, responses=problems(401, 404, 429))
 async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None) -> Response[None]:
     """Give a hold up, by its token or as an operator. Harmless when it was gone."""
     if request.is_operator:
@@ -189,7 +189,7 @@ async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: Hold
 # -- bookings ---------------------------------------------------------------------------------------------------------
 
 
-@post("/v1/bookings", responses=problems(402, 404, 409, 410, 422, body=True))
+@post("/v1/bookings", responses=problems(402, 404, 409, 410, 422, 429, body=True))
 async def create_booking(
     request: ApiRequest, data: JSONBody[SkipValidation[BookingsWanted]], key: IdempotencyKey = None
 ) -> Response[wire.Booking | wire.Bookings]:
@@ -236,7 +236,7 @@ async def read_booking(
     "/v1/bookings/{booking_id:str}/cancel",
     status_code=200,
     security=token_or_operator,
-    responses=problems(401, 404, 409, 422),
+    responses=problems(401, 404, 409, 422, 429),
 )
 async def cancel_booking(
     request: ApiRequest, booking_id: FromPath[UUID], token: ManageToken = None, key: IdempotencyKey = None
@@ -261,7 +261,7 @@ async def cancel_booking(
     "/v1/bookings/{booking_id:str}/reschedule",
     status_code=200,
     security=token_or_operator,
-    responses=problems(401, 402, 404, 409, 422, body=True),
+    responses=problems(401, 402, 404, 409, 422, 429, body=True),
 )
 async def reschedule_booking(
     request: ApiRequest,

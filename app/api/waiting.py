@@ -20,7 +20,7 @@ WaitingToken = Annotated[
 ]
 
 
-@post("/v1/waiting-list", responses=problems(404, 409, 422, body=True))
+@post("/v1/waiting-list", responses=problems(404, 409, 422, 429, body=True))
 async def join_waiting_list(
     request: ApiRequest, data: JSONBody[SkipValidation[wire.WaitForSlot | wire.WaitForDay]], key: IdempotencyKey = None
 ) -> Response[wire.WaitingEntry]:
@@ -60,7 +60,7 @@ async def read_waiting(
     return answers.ok(wire.waiting_entry(entry, hold_token=hold_token or UNSET))
 
 
-@delete("/v1/waiting-list/{entry_id:str}", security=token_or_operator, responses=problems(401, 404, 409))
+@delete("/v1/waiting-list/{entry_id:str}", security=token_or_operator, responses=problems(401, 404, 409, 429))
 async def leave_waiting_list(
     request: ApiRequest, entry_id: FromPath[UUID], token: WaitingToken = None
 ) -> Response[None]:

@@ -147,7 +147,7 @@ def _print(checks: list[Check]) -> None:
 def _checks() -> Iterator[Check]:
     from app.cli.home import store_settings
 
-    yield _settings_check()
+    yield from _settings_checks()
     try:
         settings = store_settings()
     except SettingsError as error:
@@ -157,17 +157,22 @@ def _checks() -> Iterator[Check]:
     yield from _redis(settings)
 
 
-def _settings_check() -> Check:
+def _settings_checks() -> Iterator[Check]:
     """Check what `serve` would start with; a demo has made its own."""
     from app.cli.home import home_dir, read_run
 
     if not os.environ.get("REDIS_URL") and (run := read_run(home_dir())):
-        return Check("Settings", "ok", f"of the demo in {home_dir()}, process {run.pid}")
+        yield Check("Settings", "ok", f"of the demo in {home_dir()}, process {run.pid}")
+        return
     try:
         settings = from_env()
     except SettingsError as error:
-        return Check("Settings", "failed", str(error), "`holdfast serve` would not start")
-    return Check("Settings", "ok", f"complete, {settings.workers} workers on {settings.host}:{settings.port}")
+        yield Check("Settings", "failed", str(error), "`holdfast serve` would not start")
+        return
+    yield Check("Settings", "ok", f"complete, {settings.workers} workers on {settings.host}:{settings.port}")
+    if settings.production and settings.trusted_proxies is None:
+        hint = "set HOLDFAST_TRUSTED_PROXIES to your proxies, or to none: then no client asks or holds too much"
+        yield Check("Limits", "warning", "off: nobody said who the proxies are", hint)
 
 
 # -- Postgres ---------------------------------------------------------------------------------------------------------
