@@ -189,7 +189,7 @@ async def running(service: Service) -> AsyncIterator[Inside]:
                 secrets=(SECRET,),
             )
         )
-        litestar: Any = observed.app.app  # type: ignore[attr-defined]
+        litestar: Any = observed.app.app.app  # type: ignore[attr-defined]
         async with (
             litestar.lifespan(),
             httpx.AsyncClient(transport=httpx.ASGITransport(observed), base_url="http://inside") as client,  # type: ignore[arg-type]
