@@ -161,7 +161,8 @@ class Behind:
 
     def __init__(self) -> None:
         self.state = SimpleNamespace(
-            engine=SimpleNamespace(settings=SimpleNamespace(operator_key="k" * 16)), appointments=None
+            engine=SimpleNamespace(settings=SimpleNamespace(operator_key="k" * 16, secrets=("s" * 32,))),
+            appointments=None,
         )
         self.asked = False
 
