@@ -16,7 +16,7 @@ from psycopg import errors as pg
 from app.engine import running
 from app.settings import Settings
 from tests import factories
-from tests.service import OPERATOR_KEY, SECRET, Service, all_at_once, booking_body
+from tests.service import CUSTOMER, OPERATOR_KEY, SECRET, Service, all_at_once, booking_body
 
 HOUR = timedelta(hours=1)
 
@@ -211,6 +211,38 @@ def test_what_never_was_is_not_found(operator: httpx.Client, ada: dict[str, Any]
     for unknown in (uuid.uuid4(), slot["id"]):
         assert operator.delete(f"/v1/blocks/{unknown}").status_code == 404
     assert operator.get("/v1/blocks", params={"venue": "nowhere"}).status_code == 404
+
+
+# -- the days of an owner ---------------------------------------------------------------------------------------------
+
+
+def test_the_calendar_tells_who_comes_and_what_is_held_blocked_and_free(
+    service: Service, operator: httpx.Client, ada: dict[str, Any]
+) -> None:
+    slots = [factories.slot(operator, ada, hours=hours) for hours in range(3)]
+    booked, held = factories.booking(operator, slots[0]["id"]), factories.hold(operator, slots[1]["id"])
+    blocked = block(operator, ada, hours=3, reason="Dentist").json()
+    gone = block(operator, ada, hours=4).json()
+    operator.delete(f"/v1/blocks/{gone['id']}")
+    times = {"from": factories.START.isoformat(), "to": (factories.START + 6 * HOUR).isoformat()}
+    told = operator.get("/v1/calendar", params={"venue": ada["venue"], **times}).json()
+    assert [(each["kind"], each["id"], each["customer"], each["reason"]) for each in told["data"]] == [
+        ("booking", booked["id"], CUSTOMER["name"], None),
+        ("hold", held["id"], None, None),
+        ("free", None, None, None),
+        ("block", blocked["id"], None, "Dentist"),
+    ]
+    assert (told["data"][0]["version"], told["degraded"]) == (1, service.redis is None)
+    assert told["resources"] == [{"id": ada["id"], "name": "Ada"}]
+
+
+@pytest.mark.parametrize(("changed", "status"), [({"to": "2026-01-01T00:00:00Z"}, 400), ({"venue": "nowhere"}, 404)])
+def test_a_calendar_of_nothing_is_refused(
+    operator: httpx.Client, ada: dict[str, Any], changed: dict[str, str], status: int
+) -> None:
+    six_weeks = {"venue": ada["venue"], "from": "2026-01-01T00:00:00Z", "to": "2026-02-12T00:00:00Z"}
+    assert operator.get("/v1/calendar", params=six_weeks).status_code == 200
+    assert operator.get("/v1/calendar", params=six_weeks | changed).status_code == status
 
 
 # -- races ------------------------------------------------------------------------------------------------------------

@@ -19,15 +19,14 @@ export function openBlockForm({ resourceId, from, to }, page) {
   const moment = (id, value) => el("input", { id, type: "datetime-local", required: true, value: value.slice(0, 16) });
   const [begin, end] = [moment("block-from", from), moment("block-to", to)];
   const reason = el("input", { id: "block-reason", maxlength: "200", autocomplete: "off" });
-  // One key for one wish: sent twice, it is done once.
-  let key = crypto.randomUUID?.() ?? String(Math.random());
+  let key = freshKey(); // one for one wish: sent twice, it is done once
   const form = el(
     "form", {},
     field("Who", who), field("From", begin), field("To", end), field("Reason (only you see it)", reason),
     el("div", { class: "actions" }, el("button", { class: "primary" }, "Block time"),
       el("button", { type: "button", onclick: sheet.close }, "Back")),
   );
-  form.addEventListener("change", () => { key = crypto.randomUUID?.() ?? String(Math.random()); });
+  form.addEventListener("change", () => { key = freshKey(); });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     sheet.busy(async () => {
@@ -43,4 +42,9 @@ export function openBlockForm({ resourceId, from, to }, page) {
     });
   });
   sheet.show("Block time", el("p", { class: "quiet" }, `Nobody can book it. Times in ${page.zone}.`), form);
+}
+
+/** Not `randomUUID`, which there is only where the page came by https. */
+function freshKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
