@@ -8,7 +8,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
-from app.api import book_page, pages
+from app.api import book_form, book_page, book_times, pages
 from app.api.strict import ApiRequest
 from app.errors import InvalidRequest, NotFound, Problem
 from app.pages import language
@@ -57,7 +57,7 @@ _PROBLEMS: dict[Any, Any] = {Problem: _refused, HTTPException: _http}
 @route("/book/{slug:str}", http_method=_READ, include_in_schema=False, exception_handlers=_PROBLEMS)
 async def book_here(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
     """Show where to book: the widget, or the next step of the links and forms that do without JavaScript."""
-    return await book_page.show(request, slug)
+    return await book_times.show(request, slug)
 
 
 @post(
@@ -69,7 +69,7 @@ async def book_here(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
 )
 async def book_by_form(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
     """Book what the form asks for."""
-    return await book_page.submit(request, slug)
+    return await book_form.submit(request, slug)
 
 
 @route("/manage/{booking_id:str}", http_method=_READ, include_in_schema=False, exception_handlers=_PROBLEMS)
