@@ -36,7 +36,7 @@ POLICY = "default-src 'none'; script-src {service}; connect-src {service}; img-s
 LISTENER = """
 window.heard = [];
 for (const name of ["availability-loaded", "slot-held", "slot-conflict", "hold-expired", "booking-confirmed",
-    "checkout-started"]) {
+    "checkout-started", "waiting-list-joined"]) {
   addEventListener(name, (event) => window.heard.push([name, event.detail]));
 }
 """
@@ -487,6 +487,37 @@ def test_closing_the_page_gives_the_hold_back(operator: httpx.Client, windows: W
     assert operator.get(f"/v1/slots/{slot['id']}").json()["available"] == 0
     page.close(run_before_unload=True)
     eventually(lambda: operator.get(f"/v1/slots/{slot['id']}").json()["available"] == 1, "the hold to be given back")
+
+
+def test_what_is_sold_out_is_waited_for(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    slot, other, *_ = make_tour(operator)
+    for each in (slot, other):
+        factories.booking(operator, each["id"])
+    window = windows(size=PHONE, scheme="dark")
+    window.expects("409")
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    expect(page.get_by_role("heading", name="Waiting list")).to_be_focused()
+    join = page.get_by_role("button", name="Put me on the list")
+    join.click()
+    expect(page.get_by_label("Name")).to_be_focused()
+    fill_in(page)
+    assert_accessible(page)
+    join.click()
+    expect(page.get_by_role("status").filter(has_text="You are number 1 in line")).to_be_visible()
+    assert_accessible(page)
+    waiting = operator.get("/v1/waiting-list", params={"slot_id": slot["id"]}).json()["data"]
+    assert [each["customer"]["email"] for each in waiting] == ["ada@example.com"]
+    [joined] = heard(page, "waiting-list-joined")
+    assert (joined["slot"]["id"], joined["position"]) == (slot["id"], 1)
+    page.get_by_role("button", name="Back").last.click()
+    time_of(page, other).click()
+    [booking] = bookings(operator, other["id"])
+    assert operator.post(f"/v1/bookings/{booking['id']}/cancel").status_code == 200
+    join.click()  # it is free by now
+    expect(page.get_by_text("Held for you")).to_be_visible()
 
 
 # -- patience ---------------------------------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ calendar-month::part(button):focus-visible, calendar-date::part(button):focus-vi
 .time.free { border-color: var(--accent); font-weight: 600; }
 .time.free:hover { background: var(--accent-soft); }
 .time small { font-size: .78em; font-weight: 400; color: var(--quiet); }
-.time.few, .time.held, .time.sold_out { cursor: not-allowed; color: var(--quiet); }
+.time.few, .time.held, .time.sold_out { color: var(--quiet); }
+.time[aria-disabled] { cursor: not-allowed; }
 .time.held { border-style: dashed; border-color: var(--warn); background: var(--warn-soft); color: var(--warn); }
 .time.held small { color: var(--warn); }
 .time.sold_out span { text-decoration: line-through; }

@@ -9,11 +9,12 @@ import { details } from "./steps/details.js";
 import { done, pay } from "./steps/after.js";
 import { Toast } from "./steps/parts.js";
 import { time } from "./steps/time.js";
+import { wait } from "./steps/wait.js";
 import { ofDay } from "./slots.js";
 import { dayOf } from "./time.js";
 import { formats } from "./words.js";
 
-const STEPS = { offer: chooseOffer, person: choosePerson, time, details, pay, done };
+const STEPS = { offer: chooseOffer, person: choosePerson, time, wait, details, pay, done };
 /** A refusal of these codes means that the hold is no more. */
 const HOLD_IS_GONE = new Set(["hold_expired", "hold_not_found", "already_resolved"]);
 
@@ -28,6 +29,8 @@ export class Visit {
   hold = null;
   /** The slot that was lost last, with `alternatives`. */
   conflict = null;
+  /** The sold out slot that is waited for. */
+  wanted = null;
   booking = null;
   #frame;
   #wishes;
@@ -142,7 +145,7 @@ export class Visit {
   /** The step before this one; null when there was nothing to choose. */
   get previous() {
     const several = { person: this.choice.offer?.resources.length > 1, offer: this.offers.length > 1 };
-    const before = { details: "time", time: ["person", "offer"], person: ["offer"] }[this.#step] ?? [];
+    const before = { details: "time", wait: "time", time: ["person", "offer"], person: ["offer"] }[this.#step] ?? [];
     return [before].flat().find((step) => several[step] ?? true) ?? null;
   }
 
@@ -292,6 +295,12 @@ export class Visit {
     return this.show("details");
   }
 
+  /** Ask who would wait for a slot. */
+  askToWait(slot) {
+    this.wanted = slot;
+    this.show("wait");
+  }
+
   /** Give back what is held, if anything is. */
   async release() {
     const { hold } = this;
@@ -330,10 +339,8 @@ export class Visit {
   /** Book what is held, or go to pay for it. */
   async book(online) {
     const { hold } = this;
-    const { name, email, phone } = this.customer;
-    const customer = { name: name.trim(), email: email.trim(), ...(phone.trim() ? { phone: phone.trim() } : {}) };
     const path = online ? "v1/checkout" : "v1/bookings";
-    const body = { hold_token: hold.token, customer };
+    const body = { hold_token: hold.token, customer: this.#who };
     hold.rest();
     try {
       const told = await this.insist("POST", path, { body, headers: { "Idempotency-Key": this.#keyOf(path, body) } });
@@ -341,6 +348,28 @@ export class Visit {
     } catch (failure) {
       if (this.hold !== hold) return;
       this.#refused(hold, failure);
+    }
+  }
+
+  get #who() {
+    const typed = Object.entries(this.customer).map(([field, text]) => [field, text.trim()]);
+    return Object.fromEntries(typed.filter(([, text]) => text));
+  }
+
+  /** Wait for what is sold out; should it be free by now, it is held instead. */
+  async wait() {
+    const { view, wanted: slot } = this;
+    const { quantity } = this.choice;
+    const body = { slot_id: slot.id, quantity, customer: this.#who };
+    try {
+      const headers = { "Idempotency-Key": this.#keyOf("wait", body) };
+      const told = await this.insist("POST", "v1/waiting-list", { body, headers });
+      view.joined(told);
+      this.send("waiting-list-joined", { slot, quantity, position: told.position });
+    } catch (failure) {
+      if (failure.problem?.code === "slot_available") return this.take([slot]);
+      view.again();
+      if (!view.wrong(failure)) this.explain(failure);
     }
   }
 

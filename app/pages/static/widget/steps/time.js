@@ -14,6 +14,7 @@ export function time(visit) {
     title: h("h3", { id: "day-title" }, t("loading")),
     times: h("ul", { class: "times", "aria-labelledby": "day-title" }),
     empty: h("div", { class: "empty" }),
+    wait: h("p", { class: "quiet", hidden: true }, t("wait_hint")),
     zone: h("p", { class: "zone quiet" }),
   };
   const month = calendar(visit, (day) => chooseDay(visit, parts, day));
@@ -24,7 +25,7 @@ export function time(visit) {
     top(visit, t("choose_time")),
     chosen(visit),
     lost,
-    h("div", { class: "when" }, month.element, h("div", { class: "that-day" }, parts.quantity, parts.title, parts.zone, parts.times, parts.empty)),
+    h("div", { class: "when" }, month.element, h("div", { class: "that-day" }, parts.quantity, parts.title, parts.zone, parts.times, parts.wait, parts.empty)),
   );
   Object.assign(parts, { month });
   showZone(visit, parts);
@@ -57,6 +58,7 @@ function refresh(visit, parts) {
   showQuantity(visit, parts);
   parts.times.replaceChildren(...offered.map((each) => h("li", {}, timeButton(visit, each))));
   parts.times.querySelector(`[data-at="${focused}"]`)?.focus();
+  parts.wait.hidden = !offered.some(({ state }) => state === "sold_out");
   if (offered.some(({ state }) => state === "free" || state === "held")) parts.empty.replaceChildren();
   else showEmpty(visit, parts);
 }
@@ -71,8 +73,9 @@ function timeButton(visit, { startsAt, state, slots }) {
     sold_out: t("sold_out"),
   }[state];
   const free = slots.filter((each) => each.available >= visit.choice.quantity);
-  const props = { class: `time ${state}`, part: `time ${state}`, "data-at": startsAt, "aria-disabled": state !== "free" && "true" };
+  const props = { class: `time ${state}`, part: `time ${state}`, "data-at": startsAt, "aria-disabled": (state === "few" || state === "held") && "true" };
   const act = async (event) => {
+    if (state === "sold_out") return visit.askToWait(slot);
     if (state !== "free") return visit.toast.announce(whyNot(visit, startsAt, state, note));
     const pressed = event.currentTarget;
     pressed.setAttribute("aria-busy", "true");
@@ -83,8 +86,7 @@ function timeButton(visit, { startsAt, state, slots }) {
 }
 
 function whyNot({ t, format }, startsAt, state, note) {
-  const word = { held: "held_note", sold_out: "sold_out_note" }[state];
-  return word ? t(word, { time: format.time(startsAt) }) : note;
+  return state === "held" ? t("held_note", { time: format.time(startsAt) }) : note;
 }
 
 function showEmpty(visit, parts) {
