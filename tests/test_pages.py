@@ -1,5 +1,6 @@
 """What all pages share: files that may be kept, a strict policy, and signing in. Nothing here is about bookings."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -51,6 +52,17 @@ def test_nothing_else_is_sent(client: httpx.Client, path: str) -> None:
 def test_head_of_a_file(client: httpx.Client) -> None:
     answer = client.head(assets.url("base.css"))
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_the_work_of_others_is_as_they_published_it() -> None:
+    """Each file has a row with its hash, and a licence beside it."""
+    vendored = {path: asset for path, asset in assets.all_assets().items() if path.startswith("vendor/")}
+    table = vendored.pop("vendor/THIRD_PARTY.md").body.decode()
+    rows = dict(re.findall(r"\| `([^`]+)` \| `([0-9a-f]{64})` \|$", table, re.MULTILINE))
+    code = {path.removeprefix("vendor/"): asset for path, asset in vendored.items() if "LICENSE" not in path.upper()}
+    assert {path: hashlib.sha256(asset.body).hexdigest() for path, asset in code.items()} == rows
+    folders = {path.split("/")[0] for path in code}
+    assert folders == {path.split("/")[1] for path in vendored if "LICENSE" in path.upper()}
 
 
 # -- signing in -------------------------------------------------------------------------------------------------------
