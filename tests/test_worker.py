@@ -537,12 +537,12 @@ async def test_what_stripe_cannot_be_asked_now_is_left_to_the_next_time(engine, 
 
 
 async def test_however_many_old_deliveries_there_are_all_of_them_are_forgotten(engine, monkeypatch):
-    pieces = [jobs.deliveries.FORGET_BATCH, jobs.deliveries.FORGET_BATCH, 3]
+    pieces = [1_000, 1_000, 3, 0]
 
-    async def forget_delivered(_: Any) -> int:
+    async def forget_ended(_: Any) -> int:
         return pieces.pop(0)
 
-    monkeypatch.setattr(jobs.deliveries, "forget_delivered", forget_delivered)
+    monkeypatch.setattr(jobs.deliveries, "forget_ended", forget_ended)
     await jobs._forget(engine, jobs.queue(engine))
     assert pieces == []
 
