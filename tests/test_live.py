@@ -365,6 +365,8 @@ async def test_what_makes_no_sense_is_a_problem(with_redis, client):
 async def test_a_stream_is_resumed_without_loss_or_repetition(with_redis, client):
     slot_ids = await make_slots(with_redis, client, 9, 9, 9)
     venue = await venue_of(client, slot_ids[0])
+    with with_redis.redis.admin() as redis:  # that they are new has been told: it is not what the pages wait for
+        eventually(lambda: all(slot_id in str(redis.xrange(KEY)) for slot_id in slot_ids), "the new slots to be told")
     async with page(client, venue=venue) as shown:
         await book(client, slot_ids[0])
         await shown.sees(slot_ids[0], available=8)
