@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
+from app.cli.doctor import INVARIANTS
 from app.engine import running
 from app.settings import Settings
 from tests import factories
@@ -318,6 +319,16 @@ async def assert_stores_agree(service: Service, resource_id: str) -> None:
 
 
 # -- the database alone -----------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_counts_blocks_among_what_takes_places(
+    service: Service, operator: httpx.Client, ada: dict[str, Any]
+) -> None:
+    removed = block(operator, ada, hours=2).json()
+    operator.delete(f"/v1/blocks/{removed['id']}")
+    assert block(operator, ada).status_code == block(operator, ada, hours=1).status_code == 201  # they only touch
+    ours = set(service.query("SELECT id FROM slots WHERE resource_id = %s", ada["id"]))
+    assert {name for name, query in INVARIANTS.items() if ours & set(service.query(query))} == set()
 
 
 def test_nobody_with_psql_gets_around_it(service: Service, operator: httpx.Client, ada: dict[str, Any]) -> None:
