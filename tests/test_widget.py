@@ -21,8 +21,8 @@ from playwright.sync_api import Locator, Page, Route, expect
 from app.pages import assets
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
-from tests.redis_servers import RedisServer
-from tests.service import Postgres, Service, assert_slot_holds, eventually
+from tests.redis_servers import RedisServer, running_redis
+from tests.service import Postgres, Service, assert_slot_holds, eventually, serving
 from tests.shop import Shop, running_shop
 
 __all__ = ["chromium", "windows"]
@@ -612,6 +612,30 @@ def test_s2_6_without_live_updates_it_asks(operator: httpx.Client, windows: Wind
     expect(time_of(page, slot)).to_be_visible()
     factories.booking(operator, slot["id"])
     expect(time_of(page, slot)).to_contain_text("Sold out")
+
+
+def test_redis_may_go_while_a_page_is_open(postgres: Postgres, windows: Windows) -> None:
+    """No live updates, and holds that Postgres keeps: the visitor sees what others book, and books himself."""
+    with (
+        running_redis("--maxmemory-policy", "noeviction") as redis,
+        serving(postgres.fresh(), redis.url, redis=redis, workers=1) as service,
+        factories.client(service, operator=True) as operator,
+    ):
+        mine, others, *_ = make_tour(operator)
+        window = windows()
+        window.expects("503", "ERR_INCOMPLETE_CHUNKED_ENCODING")
+        page = open_page(service.url, window, mine["venue"])
+        expect(time_of(page, mine)).to_be_visible()
+        redis.kill()
+        factories.booking(operator, others["id"])
+        expect(time_of(page, others)).to_contain_text("Sold out")
+        time_of(page, mine).click()
+        fill_in(page)
+        book(page)
+        is_booked(page)
+        [(count,)] = service.query("SELECT available_count FROM slots WHERE id = %s", mine["id"])
+        assert count == 0
+        page.close()
 
 
 def test_too_many_holds_are_told_as_such(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
