@@ -134,11 +134,12 @@ def test_http_workers_killed_at_stripe_leave_checkouts_that_are_found_again(shop
             cut_off.append(slot_id)
 
     asking = [threading.Thread(target=ask, args=each) for each in zip(slots, keys, strict=True)]
-    for each, fault in zip(asking, ("timeout", "late_reply", "late_reply"), strict=True):
-        before = asked(shop, "sessions.create")
+    before = asked(shop, "sessions.create")
+    for fault in ("timeout", "late_reply", "late_reply"):  # whomever it falls upon
         shop.stripe.fault("sessions.create", fault, seconds=600)
+    for each in asking:  # at once: none is to be told that Stripe did not answer before all have asked
         each.start()
-        reach(shop, "sessions.create", before)
+    reach(shop, "sessions.create", before + len(asking) - 1)
     shop.kill_http_workers()
     for each in asking:
         each.join()
