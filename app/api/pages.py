@@ -59,8 +59,8 @@ async def static_file(request: ApiRequest, digest: FromPath[str], path: FromPath
 
 @route("/widget.js", http_method=[HttpMethod.GET, HttpMethod.HEAD], include_in_schema=False)
 async def widget(request: ApiRequest) -> "File":
-    """Send the booking widget to whatever page wants it: a module that names today's modules."""
-    body = f'import "{assets.url("widget/element.js")}";\n'.encode()
+    """Send the booking widget to whatever page wants it: the address of today's."""
+    body = f'import "{assets.url(assets.WIDGET)}";\n'.encode()
     return File(200, body, {"Content-Type": "text/javascript; charset=utf-8", "Cache-Control": _WIDGET})
 
 

@@ -3,6 +3,9 @@
 /** Where the service is: whence this module came. */
 export const SERVICE = new URL("/", import.meta.url);
 
+/** Fetch the month picker, when it is wanted. Here, for modules are joined (assets.py), and paths are from this folder. */
+export const monthPicker = () => import("../vendor/cally/cally.js");
+
 const TRY_MS = 15_000;
 const FIRST_PAUSE_MS = 600;
 const LONGEST_PAUSE_MS = 15_000;

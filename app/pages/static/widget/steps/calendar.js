@@ -1,5 +1,6 @@
 // The month to choose a day of: the vendored picker, or the browser's own where that does not load.
 
+import { monthPicker } from "../api.js";
 import { BACK, h, icon, NEXT } from "../dom.js";
 import { dayOf, daysAfter } from "../time.js";
 
@@ -21,7 +22,7 @@ export function calendar(visit, choose) {
     picker.turn?.(day);
   }
 
-  import("../../vendor/cally/cally.js")
+  monthPicker()
     .then(() => (picker = month(visit, limits)))
     .catch(() => (picker = input(visit, limits)))
     .then(() => {

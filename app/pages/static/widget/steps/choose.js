@@ -7,7 +7,7 @@ import { chosen, top } from "./parts.js";
 export function chooseOffer(visit) {
   const { t, offers } = visit;
   if (!offers.length) return { element: h("section", {}, h("p", { class: "note" }, t("nothing_offered"))) };
-  const rows = offers.map((offer) => row(offer.name, about(visit, offer), () => visit.chooseOffer(offer)));
+  const rows = offers.map((offer) => option(offer.name, about(visit, offer), () => visit.chooseOffer(offer)));
   return { element: h("section", {}, top(visit, t("choose_offer")), h("ul", { class: "rows" }, rows)) };
 }
 
@@ -21,13 +21,13 @@ function about({ format }, { service }) {
 export function choosePerson(visit) {
   const { t, choice } = visit;
   const rows = [
-    row(t("anyone"), t("anyone_note"), () => visit.choosePerson(null)),
-    ...choice.offer.resources.map((resource) => row(resource.name, "", () => visit.choosePerson(resource))),
+    option(t("anyone"), t("anyone_note"), () => visit.choosePerson(null)),
+    ...choice.offer.resources.map((resource) => option(resource.name, "", () => visit.choosePerson(resource))),
   ];
   return { element: h("section", {}, top(visit, t("choose_person")), chosen(visit), h("ul", { class: "rows" }, rows)) };
 }
 
-function row(name, note, onclick) {
+function option(name, note, onclick) {
   const text = h("span", {}, h("strong", {}, name), note && h("span", { class: "quiet" }, note));
   return h("li", {}, h("button", { type: "button", class: "row", part: "choice", onclick }, text, icon(NEXT)));
 }

@@ -15,7 +15,7 @@ const FIELDS = [
  */
 export function whoForm(visit, send) {
   const actions = h("div", { class: "actions" });
-  const form = h("form", { novalidate: true }, FIELDS.map((field) => row(visit, field)), actions);
+  const form = h("form", { novalidate: true }, FIELDS.map((each) => field(visit, each)), actions);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!isRight(form)) return;
@@ -25,12 +25,12 @@ export function whoForm(visit, send) {
   return { form, actions, wrong: (failure) => showWrong(form, failure) };
 }
 
-function row({ t, customer }, field) {
-  const { name } = field;
+function field({ t, customer }, about) {
+  const { name } = about;
   const remember = (event) => (customer[name] = event.target.value);
-  const input = h("input", { ...field, id: name, part: "input", oninput: remember, "aria-describedby": `${name}-wrong` });
+  const input = h("input", { ...about, id: name, part: "input", oninput: remember, "aria-describedby": `${name}-wrong` });
   input.value = customer[name];
-  const label = h("label", { for: name }, t(name), !field.required && h("span", { class: "quiet" }, ` ${t("optional")}`));
+  const label = h("label", { for: name }, t(name), !about.required && h("span", { class: "quiet" }, ` ${t("optional")}`));
   return h("div", { class: "field" }, label, input, h("p", { class: "wrong", id: `${name}-wrong`, hidden: true }, t(`${name}_wrong`)));
 }
 
