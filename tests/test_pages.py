@@ -95,6 +95,25 @@ def test_a_wrong_key_or_cookie_opens_nothing(client: httpx.Client) -> None:
         assert client.get("/v1/holds", headers=headers).status_code == 401, value
 
 
+@pytest.mark.parametrize(
+    "cookies",
+    [
+        'prefs={"theme":"dark"}; %s',
+        "a[]=1; %s; b",
+        "; =;%s;;",
+        "holdfast_session=x; %s",
+        "%s; holdfast_session=x",
+    ],
+)
+def test_what_other_cookies_of_the_host_say_locks_nobody_out(client: httpx.Client, cookies: str) -> None:
+    own = signed_in(client).partition(";")[0]
+    with httpx.Client(base_url=client.base_url) as browser:
+        headers = {"Holdfast-Page": "1", "Cookie": cookies % own}
+        assert browser.get("/v1/holds", headers=headers).status_code == 200
+        headers["Cookie"] = cookies % f"not_{own}"
+        assert browser.get("/v1/holds", headers=headers).status_code == 401
+
+
 def test_a_wrong_bearer_beside_a_session_is_refused(client: httpx.Client) -> None:
     signed_in(client)
     answer = client.get("/v1/holds", headers={"Holdfast-Page": "1", "Authorization": "Bearer " + "x" * 32})

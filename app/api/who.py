@@ -8,9 +8,8 @@ without being asked by CORS first: SameSite alone would let a neighbouring subdo
 import hmac
 import ipaddress
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from app.settings import Settings
@@ -36,11 +35,21 @@ def is_key(settings: Settings, given: str) -> bool:
 
 def is_signed_in(settings: Settings, headers: Mapping[str, str]) -> bool:
     """Tell whether a session's cookie came along, whoever made the browser send it: enough to show a page."""
-    try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return False
-    return morsel is not None and read_session(settings.secrets, settings.operator_key, morsel.value) > time.time()
+    now = time.time()
+    return any(
+        read_session(settings.secrets, settings.operator_key, session) > now
+        for session in _sessions(headers.get("cookie", ""))
+    )
+
+
+def _sessions(cookies: str) -> Iterator[str]:
+    """Read the sessions among cookies. There may be several, set for other paths or domains, and whatever others have
+    set beside them: the standard library's reader drops all when it does not understand one.
+    """
+    for cookie in cookies.split(";"):
+        name, _, value = cookie.strip().partition("=")
+        if name == COOKIE:
+            yield value
 
 
 def client(settings: Settings, scope: Mapping[str, Any]) -> str:
