@@ -290,6 +290,7 @@ class Catalogue:
 
         Raises:
             VenueNotFound: the filter names a venue that does not exist.
+            InvalidRequest: Postgres does not know the zone.
         """
         given = {name: value for name, value in msgspec.structs.asdict(which).items() if value is not None}
 
@@ -523,6 +524,8 @@ def _translated(error: sa_exc.SQLAlchemyError, *, committing: bool) -> Exception
     if isinstance(cause, psycopg.IntegrityError):
         problem = _PROBLEM_BY_RULE.get(cause.diag.constraint_name or "")
         return problem() if problem else error
+    if isinstance(cause, pg.InvalidParameterValue):  # its list of zones may be older than ours
+        return InvalidRequest("timezone", "This database does not know that time zone")
     if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
         return DatabaseUnavailable(effect_none=not committing)
     return error

@@ -94,6 +94,8 @@ def test_who_knows_the_answer_gets_it_not_again(operator: httpx.Client) -> None:
         {"to": "9999-12-31"},
         {"quantity": "0"},
         {"timezone": "Europe/Nowhere"},
+        {"timezone": "localtime"},
+        {"timezone": "Factory"},
         {"timezone": ""},
         {"day": "2030-01-01"},
     ],
@@ -101,6 +103,19 @@ def test_who_knows_the_answer_gets_it_not_again(operator: httpx.Client) -> None:
 def test_what_is_no_question_is_refused(operator: httpx.Client, odd: dict[str, str]) -> None:
     asked = {"venue": factories.venue(operator)["slug"], "from": "2030-01-01", "to": "2030-01-31", **odd}
     answer = operator.get("/v1/days", params=asked)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text
+
+
+def test_a_zone_that_only_python_knows_is_refused(with_redis: Service, operator: httpx.Client) -> None:
+    """A database may be older than Python's time zones, also than those of a venue."""
+    of = factories.resource(operator, factories.venue(operator)["slug"])
+    slug = of["venue"]
+    slot(operator, of, "2030-01-01T10:00:00Z", "2030-01-01T11:00:00Z")
+    for zone in ("localtime", "GMT0", "EST5EDT"):
+        answer = operator.patch(f"/v1/venues/{slug}", json={"timezone": zone})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "timezone"), zone
+    with_redis.query("UPDATE venues SET timezone = 'Europe/Newtown' WHERE slug = %s RETURNING 1", slug)
+    answer = operator.get("/v1/days", params={"venue": slug, "from": "2030-01-01", "to": "2030-01-02"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text
 
 

@@ -202,7 +202,10 @@ class AppointmentWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 @cache
 def _zones() -> frozenset[str]:
-    return frozenset(available_timezones())
+    """List the time zones by their own names. The old names without a place are left out: some of them, such as
+    `localtime`, mean something else on each machine or are unknown to Postgres.
+    """
+    return frozenset(zone for zone in available_timezones() if "/" in zone) | {"UTC"}
 
 
 def _require_zone(zone: str | UnsetType) -> None:
