@@ -641,7 +641,7 @@ def _blocked(chosen: sa.FromClause) -> sa.ColumnElement[bool]:
 
 #: As for pages: built once.
 _IDS = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
-_SLOTS_BY_ID = _slot_rows(sa.select(slots).where(slots.c.id == sa.any_(_IDS)).subquery("n"))
+_SLOTS_BY_ID = _slot_rows(sa.select(slots).where(slots.c.id == sa.any_(_IDS), sa.not_(slots.c.is_block)).subquery("n"))
 _ORIGINS = sa.select(sa.func.unnest(venues.c.origins)).distinct()
 _VENUE_BY_SLUG = sa.select(venues).where(venues.c.slug == sa.bindparam("slug"))
 _RESOURCES_OF_VENUES = (

@@ -621,7 +621,8 @@ class Ledger:
 
     async def slots_around(self, slot_ids: Sequence[UUID]) -> list[Slot]:
         """Read slots as `slots` does, the places of `held` rows as well; beside those of a person or place also what
-        cannot be sold while they are held or booked, for the soonest of which there is `MOST_AROUND`.
+        cannot be sold while they are held or booked, for the soonest of which there is `MOST_AROUND`. Of blocked time
+        only what lies around it: who is away is nobody's business, and a block is nothing that can be had.
 
         What overlaps is looked for in one span of each person's time: no slot occupies more than 32 days.
         """
@@ -631,14 +632,15 @@ class Ledger:
             " spans AS (SELECT resource_id, greatest(min(starts_at) - interval '32 days', now()) AS begins,"
             "             max(occupied_until) AS ends FROM changed GROUP BY resource_id),"
             " around AS (SELECT o.id FROM spans AS s JOIN slots AS o ON o.resource_id = s.resource_id"
-            "    AND o.starts_at > s.begins AND o.starts_at < s.ends"
+            "    AND o.starts_at > s.begins AND o.starts_at < s.ends AND NOT o.is_block"
             "   WHERE EXISTS (SELECT FROM changed AS c WHERE c.resource_id = o.resource_id"
             "     AND o.starts_at < c.occupied_until AND c.starts_at < o.occupied_until)"
             "   ORDER BY o.starts_at, o.id LIMIT %(limit)s)"
             f" SELECT {_SLOT_WITH_NAMES}, (SELECT coalesce(sum(b.quantity), 0) FROM bookings AS b"
             "   WHERE b.slot_id = n.id AND b.status = 'held') AS held_rows"
             " FROM slots AS n JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
-            " WHERE n.id IN (SELECT unnest(%(ids)s::uuid[]) UNION SELECT id FROM around) ORDER BY n.starts_at, n.id",
+            " WHERE NOT n.is_block AND n.id IN (SELECT unnest(%(ids)s::uuid[]) UNION SELECT id FROM around)"
+            " ORDER BY n.starts_at, n.id",
             {"ids": list(slot_ids), "limit": MOST_AROUND},
         )
         return [msgspec.structs.replace(_slot(row), held_rows=int(row.held_rows)) for row in rows]

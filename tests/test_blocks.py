@@ -82,6 +82,7 @@ def test_blocked_time_is_neither_held_nor_booked_nor_offered(operator: httpx.Cli
 def test_a_block_is_not_for_sale_itself(operator: httpx.Client, ada: dict[str, Any]) -> None:
     blocked = block(operator, ada).json()
     assert operator.get("/v1/slots", params={"venue": ada["venue"]}).json()["data"] == []
+    assert operator.get(f"/v1/slots/{blocked['id']}").json()["code"] == "slot_not_found"
     assert book(operator, blocked).json()["reason"] == "closed"
     opened = operator.patch(f"/v1/slots/{blocked['id']}", json={"status": "open"})
     assert (opened.status_code, opened.json()["detail"]) == (409, "This is blocked time: remove the block")

@@ -248,7 +248,24 @@ async def test_what_else_a_person_cannot_do_meanwhile_is_seen(with_redis, client
         await book(client, one)
         await shown.sees(overlapping, status="sold_out", available=0)
         assert shown.shows(overlapping) == await of(client, overlapping)
-        assert shown.shows(later) == {}  # it begins when the first has ended
+        seen = {told["status"] for kind, told in shown.events if kind == "slot" and told["id"] == later}
+        assert seen <= {"available"}  # it begins when the first has ended; that it is new may be told
+
+
+async def test_of_blocked_time_only_what_it_is_in_the_way_of_is_seen(with_redis, client):
+    """And the owner's calendar reads anew at that."""
+    slot_id, later = await make_slots(with_redis, client, 1, 1, kind="person")
+    slot = await of(client, slot_id)
+    wanted = {"resource_id": slot["resource"]["id"], **{at: slot[at] for at in ("starts_at", "ends_at")}}
+    async with page(client, venue=slot["venue"]) as shown:
+        answer = await client.post("/v1/blocks", json=wanted, headers=with_redis.operator)
+        await shown.sees(slot_id, status="sold_out", available=0)
+        removed = await client.delete(f"/v1/blocks/{answer.json()['id']}", headers=with_redis.operator)
+        assert removed.status_code == 204
+        await shown.sees(slot_id, status="available", available=1)
+        await book(client, later)
+        await shown.sees(later, status="sold_out")
+        assert {told["id"] for kind, told in shown.events if kind == "slot"} == {slot_id, later}
 
 
 async def test_many_changes_at_once_are_all_told(with_redis, client):

@@ -313,6 +313,14 @@ def test_time_is_blocked_by_hand_and_given_back(salon: Salon, window: Window) ->
     assert salon.status_of(salon.ben, 14) == "available"
 
 
+def test_a_block_made_elsewhere_appears_by_itself(salon: Salon, window: Window) -> None:
+    page = open_calendar(window, salon)
+    wanted = {"resource_id": salon.ben, "starts_at": at(14).isoformat(), "ends_at": at(16).isoformat()}
+    with factories.client(salon.service, operator=True) as elsewhere:
+        factories.made(elsewhere.post("/v1/blocks", json={**wanted, "reason": "Away"}))
+    expect(entry(page, "14:00 Away Blocked")).to_be_visible()
+
+
 def test_booked_time_is_not_blocked(salon: Salon, window: Window) -> None:
     window.expects("409")
     salon.book(salon.anna, 12)

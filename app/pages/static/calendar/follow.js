@@ -1,7 +1,10 @@
 // Hearing of changes of a venue: from its live stream, and while there is none by asking again and again.
 
 const POLL_MS = 5_000;
-/** A stream ends every minute and comes back by itself: only one that stays away is told. */
+/**
+ * A stream ends every minute and comes back by itself: only one that stays away is told. Coming back is also when a
+ * block is noticed that lies in nothing's way: everybody may hear the stream, and so it never tells of blocks themselves.
+ */
 const PATIENCE_MS = 3_000;
 
 /**
