@@ -216,10 +216,10 @@ async def _was_booked(engine: Engine, claim: Claim) -> bool:
 
 async def _secure_hold(engine: Engine, claim: Claim) -> bool:
     """Keep the customer's hold alive until the commit is through. False: this Redis does not have it (any more)."""
-    longest_ms = (
-        1000 * claim.facts.hold_max_seconds + INNER_TTL_MS
-    )  # or a booking that always fails would hold for ever
-    match await engine.holds.extend(claim.facts, claim.id, INNER_TTL_MS, longest_ms):
+    longest_ms = INNER_TTL_MS
+    if claim.grant is not None:  # or a booking that is refused again and again would hold for ever, and uncounted
+        longest_ms = min(longest_ms, claim.grant.expires_at_ms + INNER_TTL_MS - to_ms(datetime.now(UTC)))
+    match await engine.holds.extend(claim.facts, claim.id, max(0, longest_ms), 0):
         case Extended():
             return True
         case Gone(how="released"):
@@ -431,7 +431,7 @@ async def take_hold(
     claim = Claim(facts, id_from_key("hold", facts.venue_id, key) if key else new_id(), quantity, None)
     if too_late(facts, caller):
         raise await _not_open(engine, claim, "past")
-    async with claimed(engine, caller.client, [claim], ttl_ms):
+    async with claimed(engine, caller.client, [claim], ttl_ms, keyed=key is not None):
         hold = await _take_somewhere(engine, claim, ttl_ms, key, caller)
     outcomes("hold", "degraded" if hold.degraded else "replayed" if hold.replayed else "held").inc()
     return hold, hold_token(engine, hold)
@@ -554,7 +554,7 @@ async def extend_hold(engine: Engine, hold_id: UUID, token: str, *, caller: Call
     """
     claim = await _claim_of_token(engine, hold_id, token)
     ttl_ms = 1000 * (claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds)
-    async with claimed(engine, caller.client, [claim], ttl_ms):
+    async with claimed(engine, caller.client, [claim], ttl_ms, keyed=False):
         hold = await _extend_somewhere(engine, claim, ttl_ms, caller)
     return hold, hold_token(engine, hold)
 

@@ -134,9 +134,10 @@ async def checkout(engine: Engine, request: BookingRequest, way: Way, *, caller:
         raise PaymentFailed("No payment is set up here")
     facts = await engine.mirror.facts(order.offer.slot_id)
     unpaid = booking.Claim(facts, order.booking_id, order.quantity, None)
-    async with claimed(engine, caller.client, [unpaid], SESSION_MINUTES * 60_000):
+    ttl_ms, keyed = SESSION_MINUTES * 60_000, request.key is not None
+    async with claimed(engine, caller.client, [unpaid], ttl_ms, keyed=keyed):
         to_pay = _new_payment(engine, request, order, way)
-        waiting = msgspec.structs.replace(request, payment=to_pay, ttl_ms=SESSION_MINUTES * 60_000)
+        waiting = msgspec.structs.replace(request, payment=to_pay, ttl_ms=ttl_ms)
         return await _to_be_paid(engine, engine.gateway, waiting, caller)
 
 

@@ -19,11 +19,17 @@ import msgspec
 from app.domain import SlotFacts
 from app.engine import Engine
 from app.errors import HeldTooMuch, Problem, Unavailable
-from app.holds import InTheWay, RedisAway
+from app.holds import Extended, InTheWay, RedisAway
+from app.limits import Limit
+from app.settings import Rate
 from app.tokens import derived_id
 
-#: A claim outlives the hold that it was made for a moment before: or its places were free to claim while still held.
-LONGER_MS = 3_000
+#: A claim outlives the hold that it was made for, or its places were free to claim while still held: by as long as a
+#: hold may be prolonged while it is booked (`booking.INNER_TTL_MS`), and for clocks that differ.
+LONGER_MS = 18_000
+#: Looks for what a client has booked of its claims. Beyond it they are believed to be held: or whoever asks on and on
+#: at the limit would make each refusal a question to Postgres.
+LOOKS = Limit("looks", Rate(1, 1, 5))
 
 
 class Wanted(Protocol):
@@ -45,8 +51,11 @@ class Share(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def claimed(engine: Engine, client: str | None, wanted: Sequence[Wanted], ttl_ms: int) -> AsyncIterator[None]:
+async def claimed(
+    engine: Engine, client: str | None, wanted: Sequence[Wanted], ttl_ms: int, *, keyed: bool
+) -> AsyncIterator[None]:
     """Count places as held by a client while, and after, they are taken. No client: an operator, who may hold all.
+    Of a keyed request that has taken them before, nothing is counted again.
 
     Raises:
         HeldTooMuch: it holds as much as it may.
@@ -55,12 +64,17 @@ async def claimed(engine: Engine, client: str | None, wanted: Sequence[Wanted], 
     if share is None:
         yield
         return
-    new = await _claim_all(engine, share, wanted, ttl_ms + LONGER_MS)
+    try:
+        new = await _claim_all(engine, share, wanted, ttl_ms + LONGER_MS)
+    except HeldTooMuch:
+        if not (keyed and await _are_taken(engine, wanted)):
+            raise
+        new = []
     try:
         yield
     except Problem as problem:
         if not (isinstance(problem, Unavailable) and not problem.effect_none):  # else they may be held
-            await _drop(engine, share, new)
+            await _drop_soon(engine, share, new)
         raise
 
 
@@ -79,29 +93,43 @@ def _share(engine: Engine, client: str | None, facts: SlotFacts) -> Share | None
     return Share(str(derived_id(b"claims", facts.venue_id.bytes, client.encode())), most)
 
 
+async def _are_taken(engine: Engine, wanted: Sequence[Wanted]) -> bool:
+    """Tell whether an earlier request took all of these places: repeated, it holds no more, and gets its answer."""
+    return all(await asyncio.gather(*(_is_taken(engine, each) for each in wanted)))
+
+
+async def _is_taken(engine: Engine, wanted: Wanted) -> bool:
+    with suppress(RedisAway):
+        if isinstance(await engine.holds.extend(wanted.facts, wanted.id, 0, 0), Extended):  # by nothing: a look
+            return True
+    return await engine.ledger.booking(wanted.id) is not None
+
+
 async def _claim_all(engine: Engine, share: Share, wanted: Sequence[Wanted], ttl_ms: int) -> list[UUID]:
     """Claim all or nothing; returns the ids of the claims that were not there before."""
     answers = await asyncio.gather(*(_claim(engine, share, each, ttl_ms) for each in wanted), return_exceptions=True)
     new = [each.id for each, answer in zip(wanted, answers, strict=True) if answer is True]
     for answer in answers:
         if isinstance(answer, BaseException):
-            await _drop(engine, share, new)
+            await _drop_soon(engine, share, new)
             raise answer
+        if isinstance(answer, InTheWay):
+            await _drop_soon(engine, share, new)
+            raise HeldTooMuch(share.most, answer.held, sum(each.quantity for each in wanted), answer.next_end)
     return new
 
 
-async def _claim(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool:
+async def _claim(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool | InTheWay:
     """Claim places; False when they were claimed before, by the same request."""
     answer = await _asked(engine, share, wanted, ttl_ms)
-    if isinstance(answer, InTheWay):
-        # What was booked is held no longer. Nobody told: it may have been done from elsewhere.
-        resolved = await engine.ledger.resolved(answer.ids)
-        if resolved:
-            await _drop(engine, share, resolved)
-            answer = await _asked(engine, share, wanted, ttl_ms)
-    if isinstance(answer, InTheWay):
-        raise HeldTooMuch(share.most, answer.held, answer.next_end)
-    return answer
+    if not isinstance(answer, InTheWay) or not answer.ids or not engine.limits.passes_here(LOOKS, share.name):
+        return answer
+    # What was booked is held no longer. Nobody told: it may have been done from elsewhere.
+    resolved = await engine.ledger.resolved(answer.ids)
+    if not resolved:
+        return answer
+    await _drop(engine, share, resolved)
+    return await _asked(engine, share, wanted, ttl_ms)
 
 
 async def _asked(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool | InTheWay:
@@ -109,10 +137,17 @@ async def _asked(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> b
         return await engine.holds.claim(share.name, wanted.id, wanted.quantity, share.most, ttl_ms)
     except RedisAway:
         answer = await engine.ledger.claim_places(share.name, wanted.id, wanted.quantity, share.most, ttl_ms)
-    if isinstance(answer, bool):
-        return answer
-    ids, places, ends = zip(*answer, strict=True)
-    return InTheWay(sum(places), min(ends), list(ids))
+    return answer if isinstance(answer, bool) else InTheWay(*answer)
+
+
+async def _drop_soon(engine: Engine, share: Share, ids: Sequence[UUID]) -> None:
+    """Give claims back, of which nobody needs to wait for the answer. Redis is asked one thing after the other, so that
+    who asks again finds them given back; Postgres is not.
+    """
+    if ids and engine.redis_ok:
+        await engine.later(_drop(engine, share, ids))
+    elif ids:
+        await _drop(engine, share, ids)
 
 
 async def _drop(engine: Engine, share: Share, ids: Sequence[UUID]) -> None:

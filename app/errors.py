@@ -164,11 +164,17 @@ class HoldLimit(Problem):
 
 
 class HeldTooMuch(HoldLimit):
-    """`held` places of the venue are one client's, who may have `limit`. The first of them lapse at `may_free_at`."""
+    """`held` places of the venue are one client's, who may have `limit`. The first of them count no longer at
+    `may_free_at`; null: no waiting helps, for more were wanted than one client may ever have.
+    """
 
-    def __init__(self, limit: int, held: int, may_free_at: datetime) -> None:
+    def __init__(self, limit: int, held: int, wanted: int, may_free_at: datetime | None) -> None:
         places = "1 place" if limit == 1 else f"{limit} places"
-        detail = f"You may hold {places} here at once: book or give up what you hold, or let it lapse"
+        detail = f"You may hold at most {places} here at once"
+        if wanted > limit:
+            may_free_at = None
+        else:
+            detail += ": book or give up what you hold, or let it lapse"
         Problem.__init__(self, detail, limit=limit, held=held, may_free_at=may_free_at)
 
 

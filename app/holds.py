@@ -185,10 +185,10 @@ class Extended(msgspec.Struct, frozen=True):
 
 
 class InTheWay(msgspec.Struct, frozen=True):
-    """What a client holds already, and when the first of it ends by itself."""
+    """What a client holds already, and when the first of it ends by itself; None: it holds nothing."""
 
     held: int
-    next_end: datetime
+    next_end: datetime | None
     ids: list[UUID]
 
 
@@ -478,7 +478,7 @@ class Holds:
             case ["claimed", new]:
                 return bool(new)
             case ["limit", held, next_end, *ids]:
-                return InTheWay(held, from_ms(next_end), [UUID(each) for each in ids])
+                return InTheWay(held, from_ms(next_end) if next_end else None, [UUID(each) for each in ids])
             case reply:
                 raise AssertionError(f"claim.lua said {reply!r}")
 

@@ -669,20 +669,17 @@ class Ledger:
 
     async def claim_places(
         self, client: str, hold_id: UUID, places: int, most: int, ttl_ms: int
-    ) -> bool | list[tuple[UUID, int, datetime]]:
-        """Count places as held by a client, as `claim.lua` does; False when this hold's were counted before. Else the
-        claims that are in the way: their holds, places and ends.
+    ) -> bool | tuple[int, datetime | None, list[UUID]]:
+        """Count places as held by a client, as `claim.lua` does; False when this hold's were counted before. Else what
+        is in the way: how many places, when the first of them ends, and which holds'.
         """
-        named = {"client": client, "id": hold_id, "places": places, "most": most, "ttl": ttl_ms}
-        rows = await self._settled_rows(
-            "SELECT EXISTS (SELECT FROM claims WHERE client = %(client)s AND id = %(id)s AND expires_at > now())"
-            "  AS known, c.id, c.places, c.expires_at FROM (VALUES (1)) AS one LEFT JOIN claim_places("
-            "  %(client)s, %(id)s, %(places)s, %(most)s, %(ttl)s * interval '1 millisecond') AS c ON true",
-            named,
+        [row] = await self._settled_rows(
+            "SELECT * FROM claim_places(%s, %s, %s, %s, %s * interval '1 millisecond')",
+            (client, hold_id, places, most, ttl_ms),
         )
-        if rows[0].id is None:
-            return not rows[0].known
-        return [(row.id, row.places, row.expires_at) for row in rows]
+        if row.word == "limit":
+            return int(row.held), row.next_end, list(row.ids)
+        return bool(row.word == "claimed")
 
     async def drop_claims(self, client: str, ids: Sequence[UUID]) -> None:
         await self._settled_rows(

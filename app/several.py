@@ -269,7 +269,7 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
         outcomes("hold_several", "refused_early").inc()
         raise await _unavailable(engine, claims, [Refused(c.facts.id, "past", c.quantity, 0) for c in late])
     ttl_ms = 1000 * min(claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds for claim in claims)
-    async with claimed(engine, caller.client, claims, ttl_ms):
+    async with claimed(engine, caller.client, claims, ttl_ms, keyed=key is not None):
         holds = await _hold_somewhere(engine, claims, ttl_ms, key, caller)
     return [(each, booking.hold_token(engine, each)) for each in holds]
 

@@ -2,7 +2,7 @@
 -- KEYS[1]  hf:{<client at a venue>}:claims   hash  hold id -> "<places>:<until, Unix ms>"
 -- ARGV[1]  hold id      ARGV[2]  places; 0 gives the claim back      ARGV[3]  most at once      ARGV[4]  life, ms
 -- Returns  {"claimed", 1 or 0} (0: it was there before) | {"dropped"}
---          {"limit", held, next, hold id…} (how many are held, when the next claim ends, and all that are in the way)
+--          {"limit", held, next, hold id…} (how many are held, when the next claim ends, 0 for none, and all in the way)
 -- Safety   repeating it changes nothing but a claim's end, and neither that nor its places ever for the less: a claim
 --          ends by itself with the hold it was made for, or is given back
 local claims = KEYS[1]

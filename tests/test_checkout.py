@@ -247,6 +247,18 @@ def test_what_waits_for_payment_counts_as_held_until_it_is_paid_or_given_up(shop
     shop.checked_out(slot_id, 2)
 
 
+def test_a_checkout_is_answered_again_also_by_who_holds_as_much_as_it_may(shop):
+    slot_id, key = shop.slot(9, holds_per_client=2), uuid.uuid4().hex
+    started = shop.checked_out(slot_id, 2, key=key)
+    shop.stripe.pay(started["session_id"])
+    shop.wait_for(started["booking"]["id"], "confirmed")
+    shop.checked_out(slot_id, 2)
+    again = shop.check_out(slot_id, 2, key=key)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (201, "true")
+    assert again.json()["session_id"] == started["session_id"]
+    assert shop.check_out(slot_id).json()["code"] == "hold_limit"
+
+
 @pytest.mark.parametrize("price", [None, 0], ids=["no price", "nothing"])
 def test_what_costs_nothing_is_confirmed_without_stripe(shop, price):
     slot_id = shop.slot(2, price, payment="required")

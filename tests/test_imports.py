@@ -28,7 +28,7 @@ ALLOWED = {
     "feed": {"holds"},
     "live": {"domain", "engine", "errors", "feed", "holds", "telemetry"},
     "limits": {"errors", "holds", "settings"},
-    "claims": {"domain", "engine", "errors", "holds", "tokens"},
+    "claims": {"domain", "engine", "errors", "holds", "limits", "settings", "tokens"},
     "engine": {"errors", "feed", "gateway", "holds", "ledger", "limits", "mirror", "payments", "settings", "telemetry"},
     "booking": {"claims", "domain", "engine", "errors", "holds", "ledger", "telemetry", "tokens"},
     "hours": {"domain", "tokens"},

@@ -4,22 +4,27 @@ import asyncio
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import msgspec
 import pytest
 
+from app import booking, claims
 from app.api import edge, strict, who, wire
-from app.errors import DatabaseUnavailable, InvalidRequest
-from app.settings import from_env
+from app.errors import DatabaseUnavailable, HeldTooMuch, InvalidRequest
+from app.limits import Limit
+from app.settings import Rate, from_env
 from tests import factories
 from tests.redis_servers import running_redis
 from tests.service import (
     Postgres,
     Service,
+    booking_body,
     bundled_redis_server,  # noqa: F401 fixture
+    engine_on,
     eventually,
     postgres,  # noqa: F401 fixture
     service,  # noqa: F401 fixture
@@ -480,9 +485,117 @@ def test_a_key_that_is_used_again_wins_no_place(service: Service) -> None:  # no
         body = {"slot_id": slots[0]["id"], "quantity": 3}
         first, again = (client.post("/v1/holds", json=body, headers=key) for _ in range(2))
         assert (first.status_code, again.json()["id"]) == (201, first.json()["id"])
-        for other in ({**body, "quantity": 1}, {**body, "slot_id": slots[1]["id"]}):
+        for other in ({**body, "slot_id": slots[1]["id"]}, {**body, "quantity": 1}):
             assert client.post("/v1/holds", json=other, headers=key).status_code in (409, 422)
-        assert client.post("/v1/holds", json={"slot_id": slots[2]["id"]}).json()["code"] == "hold_limit"
+            assert client.post("/v1/holds", json={"slot_id": slots[2]["id"]}).json()["code"] == "hold_limit"
+
+
+@pytest.mark.parametrize("items", [False, True], ids=["one slot", "several"])
+def test_a_party_larger_than_the_limit_is_told_so(service: Service, items: bool) -> None:  # noqa: F811
+    """No waiting makes it possible, whether anything is held or not; the slots themselves have room for it."""
+    slots = slots_of(service, holds_per_client=2)
+    wanted = [{"slot_id": slots[0]["id"], "quantity": 2}, {"slot_id": slots[1]["id"], "quantity": 1}]
+    too_many = {"items": wanted} if items else {"slot_id": slots[0]["id"], "quantity": 3}
+    with factories.client(service) as client:
+        for _ in range(2):
+            refused = client.post("/v1/holds", json=too_many)
+            assert (refused.status_code, refused.json()["code"]) == (409, "hold_limit")
+            assert (refused.json()["limit"], refused.json()["may_free_at"]) == (2, None)
+            assert refused.json()["detail"] == "You may hold at most 2 places here at once"
+        if not items:
+            assert refused.json()["held"] == 0
+        assert held_of(service, slots) == 0
+        factories.hold(client, slots[1]["id"], 2)  # and a refusal counts for nothing
+        assert client.post("/v1/holds", json=too_many).json()["may_free_at"] is None
+        assert held_of(service, slots) == 2
+
+
+def test_what_was_done_is_answered_again_also_at_the_limit(service: Service) -> None:  # noqa: F811
+    """A repetition holds nothing more: its first request has been booked since, and other places are held."""
+    slots = slots_of(service, holds_per_client=2)
+    with factories.client(service) as client:
+        key, body = {"Idempotency-Key": str(uuid4())}, {"slot_id": slots[0]["id"], "quantity": 2}
+        held = client.post("/v1/holds", json=body, headers=key).json()
+        customer = {"name": "Ada", "email": "ada@example.com"}
+        booked = client.post("/v1/bookings", json={"hold_token": held["token"], "customer": customer})
+        assert booked.status_code == 201
+        factories.hold(client, slots[1]["id"], 2)
+        again = client.post("/v1/holds", json=body, headers=key)
+        assert (again.status_code, again.json()["code"]) == (409, "already_resolved")
+        assert client.post("/v1/holds", json=body).json()["code"] == "hold_limit"
+
+
+def test_who_asks_again_from_elsewhere_has_what_it_had(shielded: Service) -> None:
+    """Another address, which holds as much as it may, repeats a request whose answer was lost."""
+    slots = slots_of(shielded, holds_per_client=2)
+    one = {"slot_id": slots[0]["id"], "quantity": 2}
+    several = {"items": [{"slot_id": slots[0]["id"]}, {"slot_id": slots[1]["id"]}]}
+    with factories.client(shielded) as client:
+        for body in (one, several):
+            client.headers["X-Forwarded-For"] = next(_addresses)
+            key = {"Idempotency-Key": str(uuid4())}
+            first = client.post("/v1/holds", json=body, headers=key)
+            client.headers["X-Forwarded-For"] = next(_addresses)
+            factories.hold(client, slots[2]["id"], 2)
+            before = held_of(shielded, slots)
+            again = client.post("/v1/holds", json=body, headers=key)
+            assert (first.status_code, again.status_code) == (201, 201)
+            assert again.headers["idempotency-replayed"] == "true"
+            assert held_of(shielded, slots) == before
+            assert client.post("/v1/holds", json=body).json()["code"] == "hold_limit"
+
+
+def test_a_hold_does_not_outlive_its_claim_however_often_its_booking_is_refused(
+    with_redis: Service,  # noqa: F811 fixture
+) -> None:
+    slots = slots_of(with_redis, holds_per_client=2, hold_ttl_seconds=1)
+    customer = {"name": "Ada", "email": "ada@example.com"}
+    with factories.client(with_redis) as client:
+        used = {"Idempotency-Key": str(uuid4())}
+        assert client.post("/v1/bookings", json=booking_body(slots[2]["id"]), headers=used).status_code == 201
+        hold = factories.hold(client, slots[0]["id"], 2)
+        ends = datetime.fromisoformat(hold["expires_at"])
+        book, shown = {"hold_token": hold["token"], "customer": customer}, {"Hold-Token": hold["token"]}
+
+        def refused_and_alive() -> datetime:
+            assert client.post("/v1/bookings", json=book, headers=used).json()["code"] == "idempotency_key_reused"
+            alive = client.get(f"/v1/holds/{hold['id']}", headers=shown)
+            assert alive.status_code == 200, alive.text
+            return datetime.fromisoformat(alive.json()["expires_at"])
+
+        refused_and_alive()
+        eventually(lambda: datetime.now(UTC) > ends + timedelta(seconds=4), "the hold to have lapsed by itself")
+        lives_until = refused_and_alive()
+        assert lives_until > ends
+        refused = client.post("/v1/holds", json={"slot_id": slots[1]["id"]}).json()
+        assert refused["code"] == "hold_limit"
+        assert datetime.fromisoformat(refused["may_free_at"]) > lives_until
+
+
+@pytest.mark.anyio
+async def test_refusals_at_the_limit_do_not_each_ask_postgres(
+    with_redis: Service,  # noqa: F811 fixture
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert with_redis.redis is not None
+    monkeypatch.setattr(claims, "LOOKS", Limit("looks", Rate(1, 3600, 3)))
+    slot_id = UUID(slots_of(with_redis, holds_per_client=1)[0]["id"])
+    one = booking.Caller("customer", None, uuid4().hex)
+    async with engine_on(with_redis.database_url, with_redis.redis.url) as engine:
+        looks = 0
+        look = engine.ledger.resolved
+
+        async def counted(ids: list[UUID]) -> list[UUID]:
+            nonlocal looks
+            looks += 1
+            return await look(ids)
+
+        monkeypatch.setattr(engine.ledger, "resolved", counted)
+        await booking.take_hold(engine, slot_id, 1, key=None, caller=one)
+        for _ in range(10):
+            with pytest.raises(HeldTooMuch):
+                await booking.take_hold(engine, slot_id, 1, key=None, caller=one)
+        assert looks == 3
 
 
 # -- last: this ends the Redis of the service above -------------------------------------------------------------------

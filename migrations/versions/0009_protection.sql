@@ -19,21 +19,29 @@ CREATE TABLE claims (
 );
 CREATE INDEX claims_lapsed ON claims (expires_at);
 
--- Claim places for a client, who may have `most` of them at once; repeated, it prolongs the claim. Answers nothing when
--- it was claimed, else with one row for each claim that is in the way. One client's requests take turns.
-CREATE FUNCTION claim_places(a_client text, an_id uuid, some_places integer, most integer, life interval)
-    RETURNS SETOF claims LANGUAGE plpgsql AS $$
+-- Claim places for a client, who may have `most` of them at once; repeated, it prolongs the claim and never makes it
+-- smaller. `word` says what became of it: claimed, known (it was there before) or limit. The rest is of the client's
+-- other claims, which are in the way: how many places, when the first of them ends, and whose they are. One client's
+-- requests take turns.
+CREATE FUNCTION claim_places(a_client text, an_id uuid, some_places integer, most integer, life interval,
+    OUT word text, OUT held bigint, OUT next_end timestamptz, OUT ids uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz;
+    before integer;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(a_client, 0));
     moment := clock_timestamp();
     DELETE FROM claims WHERE client = a_client AND expires_at <= moment;
-    IF (SELECT coalesce(sum(places), 0) + some_places FROM claims WHERE client = a_client AND id <> an_id) > most THEN
-        RETURN QUERY SELECT * FROM claims WHERE client = a_client AND id <> an_id;
-    ELSE
-        INSERT INTO claims AS known VALUES (a_client, an_id, some_places, moment + life)
-        ON CONFLICT (client, id) DO UPDATE
-        SET places = excluded.places, expires_at = greatest(known.expires_at, excluded.expires_at);
+    before := (SELECT places FROM claims WHERE client = a_client AND id = an_id);
+    SELECT coalesce(sum(places), 0), min(expires_at), coalesce(array_agg(id), '{}') INTO held, next_end, ids
+    FROM claims WHERE client = a_client AND id <> an_id;
+    IF held + greatest(some_places, before) > most THEN
+        word := 'limit';
+        RETURN;
     END IF;
+    word := CASE WHEN before IS NULL THEN 'claimed' ELSE 'known' END;
+    INSERT INTO claims AS known VALUES (a_client, an_id, some_places, moment + life)
+    ON CONFLICT (client, id) DO UPDATE
+    SET places = greatest(known.places, excluded.places),
+        expires_at = greatest(known.expires_at, excluded.expires_at);
 END $$;
