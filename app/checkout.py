@@ -590,9 +590,13 @@ async def refund(engine: Engine, payment_id: UUID) -> str:
     return change.word
 
 
-async def note_by_hand(engine: Engine, payment_id: UUID) -> None:
-    """Note for an operator that a payment was given back without Stripe: it could not, or nobody wants it to."""
-    await _tell_mirror(engine, await engine.payments.record_by_hand(payment_id))
+async def note_by_hand(engine: Engine, payment_id: UUID) -> bool:
+    """Note for an operator that a payment was given back without Stripe: it could not, or nobody wants it to. False:
+    there was nothing to give back, or Stripe may still do it.
+    """
+    change = await engine.payments.record_by_hand(payment_id)
+    await _tell_mirror(engine, change)
+    return change.word not in ("already", "unknown")
 
 
 def is_retryable(error: Exception) -> bool:

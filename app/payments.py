@@ -212,10 +212,15 @@ class Payments:
         return await self._change("record_refunds(%s, %s)", (payment_id, msgspec.json.encode(found).decode()))
 
     async def record_by_hand(self, payment_id: UUID) -> Change:
-        """Take note, for an operator, that what is left of a payment was given back in another way than by Stripe."""
+        """Take note, for an operator, that what is left of a payment was given back in another way than by Stripe.
+
+        Nothing is noted of a refund that is owed, until a person has to look at it (`money_mismatches`): Stripe may be
+        making it at this moment. Locked before it is judged: another may be deciding, too.
+        """
         return await self._change(
             "record_refunds(%(id)s, (SELECT jsonb_build_array(jsonb_build_object('id', 'by hand: ' || id,"
-            " 'amount', paid_amount - refunded_amount, 'failed', false)) FROM payments WHERE id = %(id)s))",
+            " 'amount', paid_amount - refunded_amount, 'failed', false)) FROM payments WHERE id = %(id)s"
+            " AND (refund_status <> 'due' OR owed_at < clock_timestamp() - interval '1 hour') FOR UPDATE))",
             {"id": payment_id},
         )
 

@@ -543,6 +543,8 @@ def test_a_failed_refund_is_found_and_tried_again_from_the_terminal(shop, holdfa
     assert holdfast("payments", "refund", failed_refund, "--yes").code == 0
     assert holdfast("payments", "show", failed_refund, "--json").json["refund_status"] == "due"
     assert holdfast("payments", "refund", failed_refund, "--yes").code == 4  # the worker is at it
+    by_hand = holdfast("payments", "refund", failed_refund, "--by-hand", "--yes")
+    assert (by_hand.code, "Stripe may be giving it back now" in by_hand.err) == (4, True)
     assert holdfast("doctor").code != 4
 
 

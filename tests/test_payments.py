@@ -931,6 +931,32 @@ async def test_what_an_operator_gave_back_by_hand_is_noted_and_stripe_not_asked(
     till.stripe.dashboard_refund(till.stripe.session(started.session_id)["payment_intent"])
 
 
+async def test_what_stripe_may_be_giving_back_now_is_not_noted_as_given_by_hand(till):
+    slot_id = till.slot()
+    started = await confirmed(till, slot_id)
+    await till.cancel(started.booking.id)
+    payment_id = till.payment_id(started)
+    assert not await checkout.note_by_hand(till.engine, payment_id)
+    assert till.statuses(slot_id)[1] == [("paid", "due")]
+    till.query("UPDATE payments SET owed_at = owed_at - interval '2 hours' WHERE id = %s RETURNING 1", payment_id)
+    assert await checkout.note_by_hand(till.engine, payment_id)  # a person has to look at it
+    assert till.statuses(slot_id)[1] == [("paid", "done")]
+    assert till.query("SELECT what FROM money_mismatches") == []
+    # Only so that Stripe's books and ours are the same again after the test.
+    till.stripe.dashboard_refund(till.stripe.session(started.session_id)["payment_intent"])
+
+
+async def test_what_was_given_back_twice_is_seen(till):
+    slot_id = till.slot()
+    started, _ = await refunded(till, slot_id)
+    again = '[{"id": "by hand", "amount": 1, "failed": false}]'
+    with psycopg.connect(till.database_url) as connection:
+        connection.execute("SELECT record_refunds(%s, %s)", (till.payment_id(started), again))
+        seen = connection.execute("SELECT what FROM money_mismatches").fetchall()
+        connection.rollback()
+    assert seen == [("more given back than was paid",)]
+
+
 async def test_a_refund_that_stays_owed_is_seen(till):
     slot_id = till.slot()
     started = await confirmed(till, slot_id)

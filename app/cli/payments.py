@@ -72,7 +72,8 @@ def refund(payment_id: UUID, by_hand: bool, yes: bool) -> None:
             raise Failed(f"The payment is {payment.status}, its refund {payment.refund_status}", code=CONFLICT)
         confirm(f"Note that {amount(payment)} went back by hand?" if by_hand else f"Give {amount(payment)} back?", yes)
         if by_hand:
-            await note_by_hand(engine, payment_id)
+            if not await note_by_hand(engine, payment_id):
+                raise Failed("Stripe may be giving it back now: until that has failed for an hour", code=CONFLICT)
         else:
             await engine.payments.owe_refund(payment_id, "by an operator")
         return await _read(engine, payment_id)
