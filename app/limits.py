@@ -34,7 +34,8 @@ class Limit(msgspec.Struct, frozen=True):
         return RateLimited(seconds, f'"{self.name}";q={self.rate.burst};w={window}', f'"{self.name}";r=0;t={seconds}')
 
 
-#: Guesses of the operator key. A right one is given back: operators may sign in as often as they like.
+#: Guesses of the operator key, at the sign-in and (`edge`) anywhere else. A right one is given back, or never counted:
+#: operators may sign in and ask as often as they like.
 SIGN_IN = Limit("sign-in", Rate(10, 60, 10))
 
 
@@ -56,14 +57,22 @@ class Limits:
         """
         if limit is None:
             return
-        who, now = (limit.name, client), time.monotonic()
-        wait = self._waiting.get(who, 0.0) - now
-        if wait <= 0:
-            wait = await self._count(limit, client, 1)
-            if wait <= 0:
-                return
-            _remember(self._waiting, who, now + wait)
-        raise limit.refusal(wait)
+        self.refuse_who_waits(limit, client)
+        now = time.monotonic()
+        wait = await self._count(limit, client, 1)
+        if wait > 0:
+            _remember(self._waiting, (limit.name, client), now + wait)
+            raise limit.refusal(wait)
+
+    def refuse_who_waits(self, limit: Limit, client: str) -> None:
+        """Let pass who does not have to wait, as far as is known here. Counts nothing.
+
+        Raises:
+            RateLimited
+        """
+        until = self._waiting.get((limit.name, client))
+        if until is not None and (wait := until - time.monotonic()) > 0:
+            raise limit.refusal(wait)
 
     def passes_here(self, limit: Limit, client: str) -> bool:
         """Let something pass that this process alone counts, because it costs too little to be counted for all."""

@@ -196,7 +196,9 @@ class Observed:
 
     def __init__(self, app: ASGIApp, always: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.app = app
-        self._always = always
+        # Asked for every answer, whose headers have the same few dozen names in the same order: looking that up costs
+        # half of working it out.
+        self._unsaid = lru_cache(maxsize=500)(lambda said: [pair for pair in always if pair[0] not in said])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -211,9 +213,8 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = list(message.get("headers", ()))
-                said = {name for name, _ in told}
-                message["headers"] = [*told, *(pair for pair in self._always if pair[0] not in said), header]
+                told = message.get("headers", ())
+                message["headers"] = [*told, *self._unsaid(tuple([name for name, _ in told])), header]
             await send(message)
 
         token = _request_id.set(this_id)

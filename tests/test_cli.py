@@ -388,6 +388,8 @@ def served(shop, monkeypatch):
     """What `doctor` takes for the settings of a service."""
     monkeypatch.setenv("HOLDFAST_OPERATOR_KEY", OPERATOR_KEY)
     monkeypatch.setenv("HOLDFAST_SECRET", SECRET)
+    monkeypatch.setenv("HOLDFAST_TRUSTED_PROXIES", "none")
+    monkeypatch.setenv("HOLDFAST_PUBLIC_URL", "https://book.example")
     return shop
 
 
@@ -398,6 +400,22 @@ def test_doctor_finds_nothing_wrong(served, holdfast):
     assert answer.json["ok"]
     assert {check["verdict"] for check in answer.json["checks"]} == {"ok"}
     assert "✓" in holdfast("doctor").out
+
+
+def test_doctor_warns_of_limits_that_take_many_for_one_and_of_an_address_without_tls(served, holdfast, monkeypatch):
+    def warned() -> dict[str, str]:
+        checks = holdfast("doctor", "--json").json["checks"]
+        return {check["name"]: check["found"] for check in checks if check["verdict"] == "warning"}
+
+    served.query("UPDATE venues SET holds_per_client = 5")
+    assert warned() == {}
+    monkeypatch.setenv("HOLDFAST_PUBLIC_URL", "http://book.example")
+    assert warned() == {"Public address": "http://book.example"}
+    monkeypatch.setenv("HOLDFAST_ENV", "development")
+    monkeypatch.delenv("HOLDFAST_TRUSTED_PROXIES")
+    assert warned().keys() == {"Limits of venues"}
+    monkeypatch.setenv("HOLDFAST_RATE_LIMIT", "5/s")
+    assert "all customers behind one are one client" in warned()["Limits"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from app import booking, claims
 from app.api import edge, strict, who, wire
@@ -18,7 +19,7 @@ from app.errors import DatabaseUnavailable, HeldTooMuch, InvalidRequest
 from app.limits import Limit
 from app.settings import Rate, from_env
 from tests import factories
-from tests.redis_servers import running_redis
+from tests.redis_servers import RedisServer, running_redis
 from tests.service import (
     Postgres,
     Service,
@@ -134,6 +135,14 @@ def preflight(client: httpx.Client, path: str, origin: str = SALON, method: str 
     return client.options(path, headers={"Origin": origin, "Access-Control-Request-Method": method})
 
 
+def headers_of_customers(document: dict[str, Any]) -> set[str]:
+    """Find the headers that the document of the API has for what customers call."""
+    paths = ((method, path) for method, paths in edge.CUSTOMERS.items() for path in paths)
+    operations = (document["paths"][path][method.lower()] for method, path in paths)
+    parameters = (each for operation in operations for each in operation.get("parameters", ()))
+    return {each["name"] for each in parameters if each["in"] == "header"}
+
+
 def test_a_page_of_the_venues_origin_holds_books_and_reads(everyone: httpx.Client, slot: dict[str, Any]) -> None:
     asked = preflight(everyone, "/v1/holds")
     assert (asked.status_code, asked.content) == (204, b"")
@@ -141,9 +150,7 @@ def test_a_page_of_the_venues_origin_holds_books_and_reads(everyone: httpx.Clien
     assert asked.headers["access-control-max-age"] == "600"
     assert asked.headers["vary"] == "Origin"
     allowed = set(asked.headers["access-control-allow-headers"].split(", "))
-    assert allowed == {
-        "Content-Type", "Idempotency-Key", "Hold-Token", "Manage-Token", "Last-Event-ID", "If-None-Match"
-    }  # fmt: skip
+    assert allowed == {"Content-Type", *headers_of_customers(everyone.get("/schema/openapi.json").json())}
     assert set(asked.headers["access-control-allow-methods"].split(", ")) == {"GET", "POST", "DELETE"}
 
     here = {"Origin": SALON}
@@ -194,6 +201,7 @@ def test_operators_and_machines_are_nobody_elses_to_read(
                 "/v1/calendars/{calendar}",  # for calendar programs: its address is its secret
             )
             assert edge.is_customers(method.upper(), address) == customers, (method, path)
+            assert edge.template(method.upper(), address) == (path if customers else None)
             answer = preflight(everyone, address, method=method.upper())
             assert (cors(answer) != set()) == customers, (method, path)
     for path in ("/v1/bookings", "/v1/venues", "/v1/holds", "/livez", "/metrics", "/schema", "/session", "/ops"):
@@ -244,6 +252,8 @@ def test_a_venue_that_everybody_may_embed(
     assert not is_let_in()
     open_to_all = factories.venue(operator, origins=["*"])
     eventually(is_let_in, "the new origin to be known")
+    for nobody in (everyone.get(path, headers={"Origin": "null"}), preflight(everyone, "/v1/holds", "null")):
+        assert cors(nobody) == set()
     operator.patch(f"/v1/venues/{open_to_all['slug']}", json={"origins": []})
     eventually(lambda: not is_let_in(), "the origin to be forgotten")
 
@@ -314,12 +324,43 @@ def test_a_client_is_an_address_and_of_ipv6_a_household() -> None:
     chosen = from_env(store_environ("postgresql://localhost/x", "redis://localhost"))
 
     def client(address: str | None) -> str:
-        return who.client(chosen, {"client": None if address is None else (address, 1234)})
+        return who.client(chosen, {"headers": [], "client": None if address is None else (address, 1234)})
 
     assert client("192.0.2.1") == client("::ffff:192.0.2.1") != client("192.0.2.2")
     assert client("2001:db8:0:1::1") == client("2001:db8:0:1:ffff::2") != client("2001:db8:0:2::1")
     assert client("no address") != client(None)
     assert "192" not in client("192.0.2.1")
+
+
+def test_a_proxy_that_nobody_named_is_told_of_once() -> None:
+    environ = store_environ("postgresql://localhost/x", "redis://localhost")
+    forwarded = {"headers": [(b"x-forwarded-for", b"192.0.2.1")], "client": ("10.0.0.1", 1234)}
+    who._tell_of_a_proxy.cache_clear()
+    with capture_logs() as told:
+        who.client(from_env({**environ, "HOLDFAST_TRUSTED_PROXIES": "none"}), forwarded)
+        who.client(from_env(environ), {**forwarded, "headers": []})
+        assert told == []
+        for _ in range(2):
+            who.client(from_env(environ), forwarded)
+    assert [(each["event"], each["log_level"]) for each in told] == [("proxy_not_named", "warning")]
+
+
+def test_what_was_set_applies_to_each_peer_where_nobody_named_a_proxy(
+    postgres: Postgres,  # noqa: F811 fixture
+    bundled_redis_server: RedisServer,  # noqa: F811 fixture
+) -> None:
+    """Only the defaults wait for it. What somebody not trusted says in X-Forwarded-For makes nobody another client."""
+    limits = {"HOLDFAST_RATE_LIMIT": "5/h", "HOLDFAST_HOLDS_PER_CLIENT": "2"}
+    with serving(postgres.fresh(), bundled_redis_server.url, workers=1, **limits) as unnamed:
+        slots = slots_of(unnamed)
+        with factories.client(unnamed) as client:
+            answers = [
+                client.post(
+                    "/v1/holds", json={"slot_id": slots[0]["id"]}, headers={"X-Forwarded-For": next(_addresses)}
+                )
+                for _ in range(BURST + 1)
+            ]
+    assert [each.status_code for each in answers] == [201] * 2 + [409] * (BURST - 2) + [429]
 
 
 # -- how often --------------------------------------------------------------------------------------------------------
@@ -369,7 +410,7 @@ async def test_what_a_client_says_of_itself_makes_it_nobody_else(shielded: Servi
 def test_operators_are_not_limited_but_whoever_only_says_so_is(
     everyone: httpx.Client, operator: httpx.Client, slot: dict[str, Any]
 ) -> None:
-    everyone.headers["Authorization"] = "Bearer wrong"
+    everyone.headers["Authorization"] = "Basic of-a-proxy"
     statuses = [everyone.delete(f"/v1/holds/{uuid4()}").status_code for _ in range(BURST + 1)]
     assert statuses == [401] * BURST + [429]
     assert everyone.get(f"/v1/slots/{slot['id']}").status_code == 200  # reading is not limited
@@ -385,6 +426,7 @@ def test_a_page_may_read_that_it_asks_too_often(everyone: httpx.Client, venue: d
     old = everyone.post(f"/api/v1/public/{venue['slug']}/book", json={})
     assert (old.status_code, old.json()["error"]["code"]) == (429, "RATE_LIMITED")
     assert everyone.post("/v1/h%6Flds", content=b"x").status_code == 429  # written in another way
+    assert everyone.delete(f"/v1/holds/{uuid4()}").status_code == 429
     assert everyone.post("/v1/holds%2F", content=b"x").status_code == 404
 
 
@@ -396,6 +438,37 @@ def test_nobody_tries_one_key_after_the_other(shielded: Service, everyone: httpx
     assert everyone.post("/session", json=right).status_code == 429  # or a guess would be told from the right one
     everyone.headers["X-Forwarded-For"] = next(_addresses)
     assert {everyone.post("/session", json=right).status_code for _ in range(15)} == {204}
+
+
+def test_nobody_tries_one_bearer_after_the_other(shielded: Service, everyone: httpx.Client) -> None:
+    """Wherever it is shown: for operators, for customers, for both, by a page."""
+    right = {"Authorization": shielded.operator["Authorization"]}
+    ways = [("GET", "/v1/bookings"), ("DELETE", f"/v1/holds/{uuid4()}"), ("GET", f"/v1/bookings/{uuid4()}")]
+    guesses = [
+        everyone.request(*ways[n % 3], headers={"Authorization": f"bearer guess-{n}", "Origin": SALON})
+        for n in range(12)
+    ]
+    assert [each.status_code for each in guesses] == [401] * 10 + [429] * 2
+    assert_limited(guesses[-1], "sign-in")
+    assert everyone.get("/v1/venues", headers=right).status_code == 429  # or a guess would be told from the right one
+    assert everyone.post("/session", json={"key": "guess"}).status_code == 429
+    assert everyone.get("/v1/slots", params={"venue": "nobody"}).status_code == 404  # who guesses nothing is served
+    everyone.headers["X-Forwarded-For"] = next(_addresses)
+    assert {everyone.get("/v1/venues", headers=right).status_code for _ in range(15)} == {200}
+
+
+def test_what_is_answered_at_the_edge_is_named_in_the_metrics(shielded: Service, everyone: httpx.Client) -> None:
+    def answered(method: str, route: str, status: int) -> float:
+        name = "holdfast_http_request_seconds_count"
+        return shielded.metric(name, method=method, route=route, status=str(status))
+
+    name, path = "/v1/holds/{hold_id}", f"/v1/holds/{uuid4()}"
+    before = answered("OPTIONS", name, 204), answered("DELETE", name, 429)
+    assert preflight(everyone, path, method="DELETE").status_code == 204
+    statuses = [everyone.delete(path).status_code for _ in range(BURST + 1)]
+    assert statuses == [404] * BURST + [429]
+    assert (answered("OPTIONS", name, 204), answered("DELETE", name, 429)) == (before[0] + 1, before[1] + 1)
+    assert answered("DELETE", name, 404) >= BURST  # as those are that were let pass
 
 
 # -- how much one client holds: with Redis and without ----------------------------------------------------------------

@@ -16,7 +16,7 @@ from litestar.datastructures import State
 
 from app.api import appointments, problems, who
 from app.errors import RateLimited, Unavailable
-from app.limits import Limits
+from app.limits import SIGN_IN, Limits
 from app.settings import Settings
 from app.telemetry import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,35 +25,36 @@ log = structlog.get_logger()
 #: What customers call, and their pages with them; a test compares it with the OpenAPI document.
 CUSTOMERS: Mapping[str, Sequence[str]] = {
     "GET": (
-        "/v1/venues/{}",
+        "/v1/venues/{slug}",
         "/v1/slots",
         "/v1/days",
-        "/v1/slots/{}",
-        "/v1/days",
-        "/v1/holds/{}",
-        "/v1/bookings/{}",
-        "/v1/bookings/{}/calendar",
-        "/v1/waiting-list/{}",
+        "/v1/slots/{slot_id}",
+        "/v1/holds/{hold_id}",
+        "/v1/bookings/{booking_id}",
+        "/v1/bookings/{booking_id}/calendar",
+        "/v1/waiting-list/{entry_id}",
         "/v1/live",
     ),
     "POST": (
         "/v1/holds",
-        "/v1/holds/{}/extend",
+        "/v1/holds/{hold_id}/extend",
         "/v1/bookings",
-        "/v1/bookings/{}/cancel",
-        "/v1/bookings/{}/reschedule",
+        "/v1/bookings/{booking_id}/cancel",
+        "/v1/bookings/{booking_id}/reschedule",
         "/v1/checkout",
         "/v1/waiting-list",
-        "/api/v1/public/{}/book",
+        "/api/v1/public/{slug}/book",
     ),
-    "DELETE": ("/v1/holds/{}", "/v1/waiting-list/{}"),
+    "DELETE": ("/v1/holds/{hold_id}", "/v1/waiting-list/{entry_id}"),
 }
+#: … each path a group of its own, which tells which one it was.
 _CUSTOMERS = {
-    method: re.compile("|".join(path.replace("{}", "[^/]+") for path in paths)) for method, paths in CUSTOMERS.items()
+    method: re.compile("|".join(f"({re.sub(r'{[a-z_]+}', '[^/]+', path)})" for path in paths))
+    for method, paths in CUSTOMERS.items()
 }
 
 #: What a page may send, and read. Neither the operators' key nor what their pages say with their session is among it.
-_SENT = "Content-Type, Idempotency-Key, Hold-Token, Manage-Token, Last-Event-ID, If-None-Match"
+_SENT = "Content-Type, Idempotency-Key, Hold-Token, Manage-Token, Waiting-Token, Last-Event-ID, If-None-Match"
 _READ = "Location, Retry-After, ETag, Idempotency-Replayed, RateLimit, RateLimit-Policy, X-Request-Id"
 _VARY = (b"vary", b"Origin")
 _EXPOSED = (b"access-control-expose-headers", _READ.encode())
@@ -79,7 +80,11 @@ class Origins:
         self._reading: asyncio.Task[None] | None = None
 
     async def include(self, origin: str) -> bool:
-        """Tell whether a page of this origin may call: it is one of them to the letter, or anybody may."""
+        """Tell whether a page of this origin may call: it is one of them to the letter, or anybody may. `null`, which
+        every page without an origin sends, is nobody.
+        """
+        if origin == "null":
+            return False
         if time.monotonic() >= self._due and self._reading is None:
             self._reading = asyncio.create_task(self._refresh())
         if self._known is None and self._reading is not None:  # else nobody waits for what is only to be fresher
@@ -105,21 +110,58 @@ class Edge:
         self._state = state
         self._settings = settings
         self._limits = settings.rate_limit is not None
+        #: Else all who come by an unknown proxy were one, and anybody's guesses would lock the operators out.
+        self._knows_clients = settings.trusted_proxies is not None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of its own for what only passes through.
-        if scope["type"] == "http":
-            for name, value in scope["headers"]:
-                if name == b"origin":
-                    return self._of_a_page(scope, receive, send, value)
-            return self._inside(scope, receive, send)
-        return self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return self.app(scope, receive, send)
+        origin = key = None
+        for name, value in scope["headers"]:
+            if name == b"origin":
+                origin = value
+            elif name == b"authorization":
+                key = value
+        if key is not None and self._knows_clients and key[:7].lower() == b"bearer ":
+            return self._with_key(scope, receive, send, origin)
+        return self._from(scope, receive, send, origin)
+
+    def _from(self, scope: Scope, receive: Receive, send: Send, origin: bytes | None) -> Awaitable[None]:
+        if origin is not None:
+            return self._of_a_page(scope, receive, send, origin)
+        return self._inside(scope, receive, send)
 
     def _inside(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         changes = scope["method"] in ("POST", "DELETE")
         if self._limits and changes and is_customers(scope["method"], scope["path"]):
             return self._counted(scope, receive, send)
         return self.app(scope, receive, send)
+
+    async def _with_key(self, scope: Scope, receive: Receive, send: Send, origin: bytes | None) -> None:
+        """Let nobody try one key after the other: those that were refused count, wherever they were shown, and who has
+        to wait is refused without a look. A right one costs a look into this process's memory.
+        """
+        limits: Limits = self._state.engine.limits
+        client, refused = who.client(self._settings, scope), False
+
+        async def send_counted(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 401:
+                try:
+                    await limits.ask(SIGN_IN, client)
+                except RateLimited as refusal:
+                    refused = True
+                    await _refuse(scope, send, refusal)
+            if not refused:
+                await send(message)
+
+        try:
+            limits.refuse_who_waits(SIGN_IN, client)
+        except RateLimited as refusal:
+            await _refuse(scope, send, refusal)
+            return
+        await self._from(scope, receive, send_counted, origin)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a customer who asks too often, without a look at what was asked."""
@@ -128,8 +170,7 @@ class Edge:
                 limits: Limits = self._state.engine.limits
                 await limits.ask(limits.requests, who.client(self._settings, scope))
             except RateLimited as refusal:
-                said: Any = appointments if scope["path"].startswith("/api/") else problems
-                await said.render(None, refusal).send(send)
+                await _refuse(scope, send, refusal)
                 return
         await self.app(scope, receive, send)
 
@@ -144,13 +185,15 @@ class Edge:
     async def _of_a_page(self, scope: Scope, receive: Receive, send: Send, origin: bytes) -> None:
         """Let a page read the answer, or (a preflight, which asks before it calls) tell it that it may."""
         asked = _asked_about(scope)
-        if not is_customers(asked or scope["method"], scope["path"]):
+        called = template(asked or scope["method"], scope["path"])
+        if called is None:
             await self._inside(scope, receive, send)
             return
         headers = [_VARY]
         if await self._state.origins.include(origin.decode("latin-1")):
             headers.append((b"access-control-allow-origin", origin))
             if asked is not None:
+                scope["path_template"] = called
                 start = {"type": "http.response.start", "status": 204, "headers": [*headers, *_PREFLIGHT]}
                 await send(start)
                 await send({"type": "http.response.body", "body": b""})
@@ -169,6 +212,21 @@ def is_customers(method: str, path: str) -> bool:
     """Tell whether that is for customers to call."""
     paths = _CUSTOMERS.get(method)
     return paths is not None and paths.fullmatch(path) is not None
+
+
+def template(method: str, path: str) -> str | None:
+    """Name what customers call there; None: it is not for them."""
+    paths = _CUSTOMERS.get(method)
+    match = paths.fullmatch(path) if paths else None
+    return CUSTOMERS[method][match.lastindex - 1] if match and match.lastindex else None
+
+
+async def _refuse(scope: Scope, send: Send, refusal: RateLimited) -> None:
+    """Answer in the place of whatever was called, which log and metrics name all the same."""
+    if called := template(scope["method"], scope["path"]):
+        scope["path_template"] = called
+    said: Any = appointments if scope["path"].startswith("/api/") else problems
+    await said.render(None, refusal).send(send)
 
 
 def _asked_about(scope: Scope) -> str | None:

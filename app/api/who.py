@@ -9,11 +9,15 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
+
+import structlog
 
 from app.settings import Settings
 from app.tokens import client_name, read_session
+
+log = structlog.get_logger()
 
 COOKIE = "holdfast_session"
 #: What our pages send with each call; its value says nothing.
@@ -56,8 +60,16 @@ def client(settings: Settings, scope: Mapping[str, Any]) -> str:
     """Name the client that a request comes from. The server has put its address there: the peer's, or what a proxy
     that is trusted says (`HOLDFAST_TRUSTED_PROXIES`).
     """
+    if settings.trusted_proxies is None and any(name == b"x-forwarded-for" for name, _ in scope["headers"]):
+        _tell_of_a_proxy()
     peer = scope.get("client")
     return _client(settings.secrets[0], peer[0] if peer else "")
+
+
+@cache
+def _tell_of_a_proxy() -> None:
+    """Say once that somebody stands before us, for whom all customers would be taken wherever clients are limited."""
+    log.warning("proxy_not_named", hint="set HOLDFAST_TRUSTED_PROXIES: until then its customers are one client")
 
 
 @lru_cache(maxsize=10_000)

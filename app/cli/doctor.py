@@ -107,6 +107,9 @@ INDEXES = (
     "waiting_entries_one_per_hold",
 )
 
+NAME_THE_PROXIES = "set HOLDFAST_TRUSTED_PROXIES to your proxies, or to none: then every client is limited for itself"
+_UNNAMED = "and nobody said who the proxies are: all customers behind one are one client"
+
 Verdict = Literal["ok", "warning", "failed", "violated", "unreachable"]
 
 
@@ -170,9 +173,26 @@ def _settings_checks() -> Iterator[Check]:
         yield Check("Settings", "failed", str(error), "`holdfast serve` would not start")
         return
     yield Check("Settings", "ok", f"complete, {settings.workers} workers on {settings.host}:{settings.port}")
-    if settings.production and settings.trusted_proxies is None:
-        hint = "set HOLDFAST_TRUSTED_PROXIES to your proxies, or to none: then no client asks or holds too much"
-        yield Check("Limits", "warning", "off: nobody said who the proxies are", hint)
+    yield from _limits_checks(settings)
+    if settings.production and not settings.public_url.startswith("https://"):
+        hint = "set HOLDFAST_PUBLIC_URL to the https address that customers use: links, cookies and HSTS follow it"
+        yield Check("Public address", "warning", settings.public_url, hint)
+
+
+def _limits_checks(settings: Settings) -> Iterator[Check]:
+    if settings.trusted_proxies is not None:
+        return
+    if settings.rate_limit is not None or settings.holds_per_client:
+        yield Check("Limits", "warning", f"on, {_UNNAMED}", NAME_THE_PROXIES)
+    elif settings.production:
+        yield Check("Limits", "warning", "off: nobody said who the proxies are", NAME_THE_PROXIES)
+
+
+def _venues_limits(connection: "psycopg.Connection[Any]") -> Iterator[Check]:
+    """Look for venues with a limit of their own, which holds whether or not anybody said who the proxies are."""
+    [limited] = _first(connection, "SELECT count(*) FROM venues WHERE holds_per_client > 0")
+    if limited and not os.environ.get("HOLDFAST_TRUSTED_PROXIES", "").strip():
+        yield Check("Limits of venues", "warning", f"{number(limited, 'venue')}, {_UNNAMED}", NAME_THE_PROXIES)
 
 
 # -- Postgres ---------------------------------------------------------------------------------------------------------
@@ -212,6 +232,8 @@ def _postgres_checks(connection: "psycopg.Connection[Any]", settings: Settings) 
     if problem and "no schema" in problem:
         return
     yield from _rules(connection)
+    if problem is None:
+        yield from _venues_limits(connection)
     for name, query in INVARIANTS.items():
         broken = [str(row[0]) for row in connection.execute(query).fetchmany(1000)]
         noun = "payment" if name == MONEY else "slot"
