@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from email import message_from_string, policy
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -181,6 +181,30 @@ def test_days_without_room_are_no_links_and_weeks_end(shop: Shop, client: httpx.
             factories.hold(others, slot["id"])
     assert "Nothing is free on this day." in client.get(f"{path}&from={day}").text  # all of it is held
     assert "Nothing is free in the coming weeks." in client.get(f"{path}&from={day.replace(year=day.year + 1)}").text
+
+
+def test_a_hold_in_the_way_of_the_next_times_hides_no_later_ones(shop: Shop, client: httpx.Client) -> None:
+    """An hour's appointment may begin every quarter: one hold is then in the way of seven."""
+    with factories.client(shop.service, operator=True) as operator:
+        slug = factories.venue(operator)["slug"]
+        ada = factories.resource(operator, slug, kind="person")
+        body = {"venue": slug, "name": "Cut", "duration_minutes": 60, "resource_ids": [ada["id"]]}
+        cut = factories.made(operator.post("/v1/services", json=body))["id"]
+        wanted = [factories.slot_body(ada, hours=14 * 24 + n / 4, service_id=cut) for n in range(120)]
+        slots = factories.made(operator.post("/v1/slots", json={"slots": wanted}))["data"]
+    path = f"/book/{slug}?service={cut}"
+    day = datetime.fromisoformat(slots[0]["starts_at"]).astimezone(BERLIN).date()
+    with factories.client(shop.service) as others:
+        factories.hold(others, slots[3]["id"])
+    free = client.get(path)
+    assert at(slots[7]) in free.text
+    assert "Nothing is free" not in free.text
+    with factories.client(shop.service) as others:
+        for slot in slots[7:-4:7]:
+            factories.hold(others, slot["id"])
+    weeks_before = day - timedelta(days=7)
+    week = client.get(f"{path}&from={weeks_before}").text
+    assert ">Later<" in week  # though hardly anything is left, and that far away
 
 
 def test_sending_a_form_twice_books_once(shop: Shop, client: httpx.Client) -> None:

@@ -21,6 +21,8 @@ from app.pages import language
 DAYS = 7
 #: Pages of free times that are read of one day; nobody looks through more.
 MOST_PAGES = 5
+#: Times that are looked at together for the first free one: more than one hold is usually in the way of.
+FIRST_LOOK = 20
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, rename={"from_day": "from"}):
@@ -172,9 +174,20 @@ async def _free_days(page: Page, asked: Asked, days: Sequence[date]) -> list[dat
 
 
 async def _first_day(page: Page, wanted: wire.SlotQuery) -> date | None:
-    """Tell on which day the first free time is, None: there is none."""
-    found = await public.page_of_slots(page.request, msgspec.structs.replace(wanted, limit=1))
-    return found.data[0].starts_at.astimezone(page.zone).date() if found.data else None
+    """Tell on which day the first free time is, None: there is none. A single hold may be in the way of a person's next
+    dozens: where they go on for too long, the day is told up to which we have looked, for who wants to look on.
+    """
+    after, cursor = wanted.starts_from or datetime.now(UTC), None
+    for _ in range(MOST_PAGES):
+        asked = msgspec.structs.replace(wanted, limit=FIRST_LOOK, cursor=cursor)
+        found = await public.page_of_slots(page.request, asked)
+        if found.data:
+            return found.data[0].starts_at.astimezone(page.zone).date()
+        cursor = found.next_cursor
+        if cursor is None:
+            return None
+        after = (wire.position(cursor) or (after,))[0]
+    return after.astimezone(page.zone).date()
 
 
 async def _times(page: Page, asked: Asked, wanted: wire.SlotQuery) -> list[dict[str, str]]:
