@@ -34,6 +34,12 @@ __all__ = ["chromium", "windows"]
 #: What somebody may type as a name; as markup it would be seen at once.
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 BERLIN = ZoneInfo("Europe/Berlin")
+#: One client is told from another, and limited only where a venue says so.
+LIMITS = {
+    "HOLDFAST_TRUSTED_PROXIES": "127.0.0.1",
+    "HOLDFAST_RATE_LIMIT": "off",
+    "HOLDFAST_HOLDS_PER_CLIENT": "off",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,9 @@ def shop(
     postgres: Postgres, bundled_redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shop]:
     with (
-        running_shop(postgres.fresh(), bundled_redis_server, tmp_path_factory.mktemp("shop"), workers=1) as shop,
+        running_shop(
+            postgres.fresh(), bundled_redis_server, tmp_path_factory.mktemp("shop"), workers=1, **LIMITS
+        ) as shop,
         shop.with_worker(),
     ):
         yield shop
@@ -291,6 +299,51 @@ def test_what_is_wrong_stands_beside_its_field(
     answer = client.post(f"/book/{here.slug}", data={**fields(here, here.slots["Ben"][0]), **changed})
     assert (answer.status_code, said in answer.text) == (400, True)
     assert booked(shop.service, here.slots["Ben"][0]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ("UPDATE venues SET payment = 'required' WHERE slug = %(venue)s", 402, "This has to be paid for now"),
+        ("UPDATE slots SET capacity = 2 WHERE id = %(id)s", 400, "whole number from 1 to 2"),
+    ],
+    ids=["payment", "capacity"],
+)
+def test_what_the_venue_changes_meanwhile_costs_nothing_typed(
+    shop: Shop, client: httpx.Client, change: str, status: int, said: str
+) -> None:
+    """The venue changes it while the form waits for its slot."""
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    def send() -> httpx.Response:
+        here = salon(shop.service, capacity=3, price=2500)
+        slot = here.slots["Ben"][0]
+        sent = fields(here, slot, quantity="3", name="Grace")
+        with psycopg.connect(shop.service.database_url) as venue, ThreadPoolExecutor(1) as pool:
+            venue.execute("SELECT id FROM slots WHERE id = %s FOR UPDATE", (slot["id"],))
+            answer = pool.submit(client.post, f"/book/{here.slug}", data=sent)
+            eventually(lambda: shop.service.query(waiting) != [] or answer.done(), "the form to wait for its slot")
+            venue.execute(change, slot)
+            venue.commit()
+            return answer.result()
+
+    # On a busy machine the form may have waited for too long.
+    answer = next(each for each in (send() for _ in range(10)) if each.status_code != 503)
+    assert (answer.status_code, said in answer.text, 'value="Grace"' in answer.text) == (status, True, True)
+
+
+def test_who_holds_too_much_keeps_what_was_typed(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service, price=2500, payment="required", holds_per_client=1)
+    first, second = here.slots["Ben"][0], here.slots["Ben"][2]
+    sent = fields(here, second, name="Grace")
+    with factories.client(shop.service) as visitor:
+        held = factories.hold(visitor, first["id"])
+        refused = visitor.post(f"/book/{here.slug}", data=sent)
+        assert (refused.status_code, "You hold as many places" in refused.text) == (409, True)
+        assert 'value="Grace"' in refused.text
+        assert f'name="key" value="{sent["key"]}"' in refused.text
+        visitor.delete(f"/v1/holds/{held['id']}", headers={"Hold-Token": held["token"]})
+        assert visitor.post(f"/book/{here.slug}", data=sent).status_code == 303
 
 
 def test_nothing_but_its_own_form_is_taken(shop: Shop, client: httpx.Client) -> None:
@@ -589,7 +642,7 @@ def test_every_page_has_a_strict_policy(shop: Shop, client: httpx.Client) -> Non
         answer = client.get(path)
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';"), path
-        framed = "'self' https://salon.example" if path in of_venue else "'self'" if answer.status_code == 404 else None
+        framed = "'self' https://salon.example" if path in of_venue else "*" if answer.status_code == 404 else None
         assert (f"frame-ancestors {framed}" in policy) if framed else ("https://salon" not in policy), path
         assert not re.search(r"<style|style=|<script(?! type=\"module\" src=)|\son\w+=", answer.text), path
         assert client.head(path).status_code == answer.status_code

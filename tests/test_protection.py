@@ -227,6 +227,38 @@ def test_a_form_of_another_site_changes_nothing(shielded: Service, slot: dict[st
         assert browser.get(f"/v1/slots/{slot['id']}").json() == before
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "https://evil.book.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://book.example"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "https://book.example.evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://book.example"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Origin": "https://book.example"}, 200),
+        ({"Origin": "http://localhost:8123", "Host": "localhost:8123"}, 200),
+        ({}, 200),
+    ],
+)
+def test_only_our_own_pages_form_books(
+    shielded: Service,
+    operator: httpx.Client,
+    sent: dict[str, str],
+    status: int,
+) -> None:
+    bookable = factories.slot(operator)
+    typed = {"slot": bookable["id"], "quantity": "1", "name": "Ada", "email": "ada@example.com", "key": uuid4().hex}
+    with httpx.Client(base_url=shielded.url, headers={"X-Forwarded-For": next(_addresses)}) as browser:
+        answer = browser.post(f"/book/{bookable['venue']}", data=typed, headers=sent)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+        assert ("Another site sent this form" in answer.text) == (status == 403)
+        left = browser.get(f"/v1/slots/{bookable['id']}").json()["available_count"]
+        assert left == (0 if status == 200 else 1)
+
+
 def test_who_sends_forms_too_often_keeps_what_was_typed(everyone: httpx.Client) -> None:
     for _ in range(100):
         answer = everyone.post("/book/nobody", data={"name": "Grace <Hopper>"})
@@ -236,6 +268,7 @@ def test_who_sends_forms_too_often_keeps_what_was_typed(everyone: httpx.Client) 
     assert (answer.status_code, answer.headers["content-type"]) == (429, "text/html; charset=utf-8")
     assert int(answer.headers["retry-after"]) > 0
     assert "very often in a short time" in answer.text
+    assert answer.headers["content-security-policy"].endswith("frame-ancestors *")  # also in a venue's frame
     assert 'name="name" value="Grace &lt;Hopper&gt;"' in answer.text
 
 

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import msgspec
@@ -17,9 +17,11 @@ from app.booking import BookingRequest
 from app.domain import Alternatives, Booking
 from app.errors import (
     AlreadyResolved,
+    HeldTooMuch,
     IdempotencyKeyReused,
     InvalidRequest,
     PaymentFailed,
+    PaymentRequired,
     Problem,
     SlotNotFound,
     SlotUnavailable,
@@ -103,6 +105,17 @@ def _buttons(page: Page, *, priced: bool) -> list[tuple[str, str]]:
     return [("", words["book"])]
 
 
+def is_foreign(request: ApiRequest) -> bool:
+    """Tell whether another site's page had a browser send this form. Browsers say so themselves; older ones, and where
+    there is no TLS, tell only the origin. What comes from no browser says neither, and may call the API as well.
+    """
+    site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    if site is not None:
+        return site not in ("same-origin", "none")
+    ours = (request.headers.get("host"), urlsplit(request.engine.settings.public_url).netloc)
+    return origin is not None and origin.partition("://")[2] not in ours
+
+
 async def read_form(request: ApiRequest) -> Typed:
     """Read a form: what a browser sends of ours, and nothing else.
 
@@ -152,10 +165,23 @@ async def _submit(page: Page, typed: Typed) -> Answer:
     except SlotUnavailable as refusal:
         note, options = _refused(page, slot, refusal)
         return form(page, slot, typed, status=409, note=note, options=options)
+    except HeldTooMuch:
+        return form(page, slot, typed, status=409, note=words["held_too_much"])
     except (IdempotencyKeyReused, AlreadyResolved):
         return form(page, slot, typed, status=422, note=words["key_used"])
+    except (PaymentRequired, InvalidRequest) as changed:
+        return await _changed(page, typed, changed.status)
     except PaymentFailed:
         return form(page, slot, typed, status=502, note=words["payment_failed"])
+
+
+async def _changed(page: Page, typed: Typed, status: int) -> Answer:
+    """Show the form as it is now: the venue has changed what it asks for while this one was on its way."""
+    page = await open_page(page.request, page.venue.slug)
+    slot = await find_slot(page, typed.slot)
+    errors = _mistakes(page, typed, slot)
+    note = page.words["pay_first" if status == PaymentRequired.status else "check" if errors else "form_broken"]
+    return form(page, slot, typed, status=status, note=note, errors=errors)
 
 
 def _mistakes(page: Page, typed: Typed, slot: wire.Slot) -> dict[str, str]:
@@ -226,7 +252,8 @@ def _again(request: ApiRequest, page: Page | None, typed: Typed, problem: Proble
     answer = pages.page(
         "book_again.html",
         status=problem.status,
-        framed_by=pages.framed_by(page.venue) if page else "'self'",
+        # Whose frames may show it is not known yet: shown nowhere, the form would be lost.
+        framed_by=pages.framed_by(page.venue) if page else "*",
         forms_to=forms_to(request.engine.settings),
         w=words,
         lang=chosen,

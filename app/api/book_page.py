@@ -1,8 +1,9 @@
 """The booking page of a venue: the widget, and for browsers without JavaScript the same in links and forms.
 
 What was chosen stands in the address and what was typed in the form; nothing is kept between two requests, and no
-cookie says who asks. So a form can do nothing for whoever made a browser send it, and its hidden key, an
-Idempotency-Key, makes sending it twice harmless.
+cookie says who asks. A form books all the same, in whatever name it holds: so only those of our own pages are taken,
+lest another site has its visitors' browsers fill a venue. Its hidden key, an Idempotency-Key, makes sending it twice
+harmless.
 
 Here is what all steps share; `book_times` has the links that choose, `book_form` what is typed.
 """

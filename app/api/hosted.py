@@ -43,7 +43,8 @@ def _told(request: Request[Any, Any, Any], status: int, what: str, again: str = 
     chosen = language.choose(request.query_params.get("lang"), request.headers.get("accept-language", ""))
     words = language.words(chosen)
     values = {"title": words[f"{what}_title"], "text": words[what], "again": again}
-    return pages.page("told.html", status=status, framed_by="'self'", w=words, lang=chosen, **values)
+    # In anybody's frame: whose it would be is not always known, and it can do nothing but tell.
+    return pages.page("told.html", status=status, framed_by="*", w=words, lang=chosen, **values)
 
 
 def _address(request: Request[Any, Any, Any]) -> str:
@@ -68,7 +69,9 @@ async def book_here(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
     request_max_body_size=MAX_FORM_BYTES,
 )
 async def book_by_form(request: ApiRequest, slug: FromPath[str]) -> Response[Any]:
-    """Book what the form asks for."""
+    """Book what the form asks for, if it is one of our own pages."""
+    if book_form.is_foreign(request):
+        return _told(request, 403, "foreign", again=_address(request))
     return await book_form.submit(request, slug)
 
 
