@@ -263,7 +263,6 @@ def test_an_odd_id_in_a_body_reaches_no_store(everyone: httpx.Client, odd: Any) 
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1",
         "/v2/slots",
         "/v1/slotsx",

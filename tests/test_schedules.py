@@ -751,6 +751,12 @@ async def due_now(engine: Engine) -> None:
     await rows(engine, "UPDATE resources SET slots_due_at = now() RETURNING id")
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whoever changes a schedule wait for all of its slots: on a busy machine the worker would make the rest."""
+    monkeypatch.setattr(schedules, "ON_DEMAND_SECONDS", 120.0)
+
+
 async def wanted_and_open(engine: Engine, schedule: Schedule) -> tuple[set[UUID], set[UUID]]:
     """Compare what a schedule wants of the days to come, by the rules, with the open slots of its resource."""
     plan = await schedules._plan(engine.ledger, schedule.resource_id)
