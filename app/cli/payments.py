@@ -73,7 +73,10 @@ def refund(payment_id: UUID, by_hand: bool, yes: bool) -> None:
         confirm(f"Note that {amount(payment)} went back by hand?" if by_hand else f"Give {amount(payment)} back?", yes)
         if by_hand:
             if not await note_by_hand(engine, payment_id):
-                raise Failed("Stripe may be giving it back now: until that has failed for an hour", code=CONFLICT)
+                raise Failed(
+                    "Stripe may be giving it back now: note it by hand when it is still owed after an hour",
+                    code=CONFLICT,
+                )
         else:
             await engine.payments.owe_refund(payment_id, "by an operator")
         return await _read(engine, payment_id)
