@@ -566,17 +566,20 @@ class Ledger:
         return [row.id for row in rows]
 
     async def slots_near(self, facts: SlotFacts, limit: int) -> list[Slot]:
-        """List open slots of the same resource that have not begun, the nearest in time first.
+        """List open slots of the same resource and service that have not begun, the nearest in time first (S4-5).
 
         Two index scans outwards from the slot (`slots_by_resource_time`), so the resource may have years of slots.
         """
+        alike = (
+            "SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
+            " AND service_id IS NOT DISTINCT FROM (SELECT service_id FROM slots WHERE id = %(slot)s)"
+        )
         rows = await self._settled_rows(
             f"SELECT {_SLOT_WITH_NAMES}"  # noqa: S608 a constant of this module
-            " FROM ((SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
-            "          AND starts_at >= greatest(%(at)s, now()) ORDER BY starts_at, id LIMIT %(limit)s)"
+            f" FROM (({alike} AND starts_at >= greatest(%(at)s, now()) ORDER BY starts_at, id LIMIT %(limit)s)"
             "       UNION ALL"
-            "       (SELECT * FROM slots WHERE resource_id = %(resource)s AND id <> %(slot)s AND status = 'open'"
-            "          AND starts_at < %(at)s AND starts_at > now() ORDER BY starts_at DESC, id LIMIT %(limit)s)) AS n"
+            f"       ({alike} AND starts_at < %(at)s AND starts_at > now() ORDER BY starts_at DESC, id"
+            "        LIMIT %(limit)s)) AS n"
             " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
             " WHERE n.closes_at IS NULL OR n.closes_at > now()"
             " ORDER BY abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id LIMIT %(limit)s",

@@ -74,6 +74,40 @@ def make_salon(service: Service, *, times: int = 4, price: int | None = None, pa
     return Salon(service, slug, str(cut), [str(person) for person in staff], starts, slots)
 
 
+async def test_s4_5_a_taken_slot_offers_no_other_service(service: Service) -> None:
+    """The same person also does something else, at a nearer time: whoever wants a cut is not offered that."""
+    salon = make_salon(service, times=3)
+    wanted, later = salon.slots[salon.staff[0], salon.starts[0]], salon.slots[salon.staff[0], salon.starts[2]]
+    nearer = salon.slots[salon.staff[0], salon.starts[1]]
+    shave = uuid.uuid4()
+    with psycopg.connect(service.database_url, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO services (id, venue_id, name, duration_minutes) SELECT %s, id, 'Shave', 60 FROM venues"
+            " WHERE slug = %s",
+            (shave, salon.slug),
+        )
+        db.execute(
+            "INSERT INTO service_resources SELECT %s, %s, id FROM venues WHERE slug = %s",
+            (shave, salon.staff[0], salon.slug),
+        )
+        db.execute(
+            "WITH gone AS (DELETE FROM slots WHERE id = %s RETURNING *)"
+            " INSERT INTO slots (id, venue_id, resource_id, resource_no, one_at_a_time, service_id, starts_at, ends_at,"
+            "   capacity, available_count, exclusive) SELECT gen_random_uuid(), venue_id, resource_id, resource_no,"
+            "   one_at_a_time, %s, starts_at, ends_at, 1, 1, true FROM gone",
+            (nearer, shave),
+        )
+    async with service.client() as client:
+        await client.post("/v1/bookings", json={"slot_id": wanted, "quantity": 1, "customer": CUSTOMER})
+        for path, body in (
+            ("/v1/bookings", {"slot_id": wanted, "quantity": 1, "customer": CUSTOMER}),
+            ("/v1/holds", {"slot_id": wanted}),
+        ):
+            refused = await client.post(path, json=body)
+            assert refused.status_code == 409
+            assert [slot["id"] for slot in refused.json()["alternatives"]] == [later]
+
+
 async def test_s4_1_an_appointment_is_booked(service: Service) -> None:
     salon = make_salon(service)
     async with service.client() as client:

@@ -11,7 +11,7 @@ const REFUSED_LATE = ["full", "occupied", "closed", "past", "refused"];
 /**
  * @typedef {import("./metrics.js").Reading} Reading
  * @typedef {{label: string, value: (before: Reading, now: Reading) => number | null, total: (now: Reading) => number | null}} Series
- * @typedef {{id: string, title: string, about: string, unit: string, series: Series[]}} Figure
+ * @typedef {{id: string, title: string, about: string, unit: string, counted?: string, series: Series[]}} Figure: `counted` says of what the totals are, where the unit does not
  */
 
 /** So many a second. */
@@ -83,6 +83,7 @@ export const FIGURES = [
     title: "Time of a booking",
     about: "POST /v1/bookings, refusals included.",
     unit: "ms",
+    counted: "Requests",
     series: latencies({ method: "POST", route: "/v1/bookings" }),
   },
   {
@@ -90,6 +91,7 @@ export const FIGURES = [
     title: "Time of a hold",
     about: "POST /v1/holds, refusals included.",
     unit: "ms",
+    counted: "Requests",
     series: latencies({ method: "POST", route: "/v1/holds" }),
   },
   {
@@ -97,6 +99,7 @@ export const FIGURES = [
     title: "Calls that went together",
     about: "Calls of a store in one round trip: it grows with the load.",
     unit: "calls",
+    counted: "Calls",
     series: [together("Redis", "redis"), together("Postgres", "postgres")],
   },
   {

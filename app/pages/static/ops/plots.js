@@ -70,7 +70,7 @@ function row(label, n) {
 }
 
 function table(figure, rows) {
-  const head = ["", "Now", "Total"].map((title) => make(title ? "th" : "td", title ? { scope: "col" } : {}, title));
+  const head = ["", "Now", figure.counted ?? "Total"].map((title) => make(title ? "th" : "td", title ? { scope: "col" } : {}, title));
   return make(
     "table", {},
     make("caption", { class: "unseen" }, `${figure.title}, ${figure.unit}`),
