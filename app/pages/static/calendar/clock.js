@@ -1,6 +1,7 @@
 // The venue's wall clock: the calendar shows its zone, whatever the browser's. A wall time is a text, 2026-12-31T10:00:00.
 
 const LANGUAGE = "en-GB";
+const DAY_MS = 86_400_000;
 const formats = new Map();
 
 function format(zone, options) {
@@ -21,11 +22,15 @@ function offset(instant, zone) {
   return Date.parse(`${wall(instant, zone)}Z`) - Math.floor(instant / 1000) * 1000;
 }
 
-/** Find the instant at which a wall shows this; of an hour that comes twice the first, of one that is left out the next. */
+/**
+ * Find the instant at which a wall shows this; of an hour that comes twice the first, of one that is left out the next:
+ * clocks that go from 02:00 to 03:00 show 03:30 when it would have been 02:30.
+ */
 export function instantOf(wallTime, zone) {
-  const guess = Date.parse(`${wallTime}Z`);
-  const first = guess - offset(guess - offset(guess, zone), zone);
-  return new Date(first).toISOString();
+  const wanted = Date.parse(`${wallTime}Z`);
+  const [before, after] = [-DAY_MS, DAY_MS].map((far) => wanted - offset(wanted + far, zone));
+  const isShown = (instant) => instant + offset(instant, zone) === wanted;
+  return new Date([before, after].find(isShown) ?? before).toISOString();
 }
 
 /** Write the zone's offset of now as the calendar wants it: +01:00. */
@@ -42,7 +47,7 @@ export function today(zone) {
 
 /** Move a date by days. */
 export function addDays(date, days) {
-  return new Date(Date.parse(`${date}T00:00:00Z`) + days * 86_400_000).toISOString().slice(0, 10);
+  return new Date(Date.parse(`${date}T00:00:00Z`) + days * DAY_MS).toISOString().slice(0, 10);
 }
 
 /** Move a wall time by seconds of the wall. */

@@ -1,6 +1,8 @@
 // What the pages of customers share who came by a link with a token: the words of their language, and calls of the API.
 // The token stands behind the `#` of the address: the browser sends it to nobody, and this page only in a header.
 
+import { addDays, instantOf } from "../calendar/clock.js";
+
 const root = document.querySelector("#booking");
 
 /** What the page says, in the language that the server chose. */
@@ -110,17 +112,5 @@ export const what = (slot) => (slot.service ? `${slot.service.name} · ${slot.re
 export const dayOf = (at, timeZone) => new Date(at).toLocaleDateString("sv-SE", { timeZone });
 
 /** The instant at which a day begins on a zone's wall. */
-export function midnight(day, timeZone) {
-  const wall = Date.parse(`${day}T00:00:00Z`);
-  let at = wall;
-  // The offset at the first guess may be another than at midnight: the second one is right.
-  for (let round = 0; round < 2; round++) at = wall - offset(at, timeZone);
-  return new Date(at);
-}
-
-function offset(at, timeZone) {
-  const shown = new Date(at).toLocaleString("sv-SE", { timeZone });
-  return Date.parse(`${shown.replace(" ", "T")}Z`) - Math.floor(at / 1000) * 1000;
-}
-
-export const nextDay = (day) => new Date(Date.parse(`${day}T00:00:00Z`) + 86_400_000).toISOString().slice(0, 10);
+export const midnight = (day, timeZone) => new Date(instantOf(`${day}T00:00:00`, timeZone));
+export const nextDay = (day) => addDays(day, 1);

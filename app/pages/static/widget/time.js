@@ -21,12 +21,17 @@ export function dayOf(instant, zone) {
   return `${year}-${month}-${day}`;
 }
 
-/** Find the instant in which a day begins in a zone, also next to a change of its clocks. */
+const DAY_MS = 86_400_000;
+
+/**
+ * Find the instant in which a day begins in a zone: of a midnight that comes twice the first, and where it is left out
+ * the moment at which it would have come, when clocks go on.
+ */
 export function beginOf(day, zone) {
   const wanted = Date.parse(`${day}T00:00:00Z`);
-  let guess = wanted;
-  for (let turn = 0; turn < 2; turn++) guess = wanted - offset(guess, zone);
-  return new Date(guess);
+  const [before, after] = [-DAY_MS, DAY_MS].map((far) => wanted - offset(wanted + far, zone));
+  const isShown = (instant) => instant + offset(instant, zone) === wanted;
+  return new Date([before, after].find(isShown) ?? before);
 }
 
 function offset(instant, zone) {
@@ -36,7 +41,7 @@ function offset(instant, zone) {
 
 /** Name the day that is so many days after another. */
 export function daysAfter(day, count) {
-  return new Date(Date.parse(`${day}T00:00:00Z`) + count * 86_400_000).toISOString().slice(0, 10);
+  return new Date(Date.parse(`${day}T00:00:00Z`) + count * DAY_MS).toISOString().slice(0, 10);
 }
 
 /** Tell whether `Intl` knows a zone. */
