@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email import message_from_string, policy
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -20,7 +20,7 @@ import httpx
 import icalendar
 import psycopg
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.pages import language
 from tests import factories
@@ -177,8 +177,11 @@ def test_what_is_sold_without_a_service(shop: Shop, windows: Windows) -> None:
 def test_days_without_room_are_no_links_and_weeks_end(shop: Shop, client: httpx.Client) -> None:
     here = salon(shop.service)
     path = f"/book/{here.slug}?service={here.haircut}&resource={here.people['Ben']}"
-    today = client.get(f"{path}&from=2020-01-01").text  # the days before today are over
-    assert "Nothing is free on these days." in today or at(here.slots["Ben"][0]) in today
+    days = ("2020-01-01", str(datetime.now(BERLIN).date()))
+    long_ago, today = (client.get(f"{path}&from={day}").text for day in days)
+    assert long_ago == today  # what was before is over
+    assert ">Earlier<" not in today
+    assert "Nothing is free on these days." in today  # but a week later
     day = datetime.fromisoformat(here.slots["Ben"][0]["starts_at"]).astimezone(BERLIN).date()
     week = client.get(f"{path}&from={day}").text
     assert week.count("nothing free") == 6
@@ -508,8 +511,11 @@ def test_a_customer_moves_and_cancels(shop: Shop, windows: Windows) -> None:
     page.get_by_role("button", name="Cancel the booking").click()
     page.get_by_role("button", name="Keep it").click()
     page.get_by_role("button", name="Cancel the booking").click()
+    region = page.get_by_role("status").element_handle()
     page.get_by_role("button", name="Yes, cancel it").click()
-    expect(page.get_by_text("The booking is cancelled.")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("The booking is cancelled.")
+    assert region.text_content() == "The booking is cancelled."  # it was there before, or no screen reader told it
+    expect(page.get_by_role("heading", name="Your booking")).to_be_focused()
     expect(page.get_by_role("button", name="Move to another time")).to_have_count(0)
     assert shop.available(after["id"]) == (1, 1)
 
@@ -560,6 +566,75 @@ def test_who_acts_on_an_old_view_is_told(shop: Shop, windows: Windows) -> None:
     expect(page.get_by_role("alert")).to_contain_text("changed elsewhere meanwhile")
     expect(page.get_by_text(at(here.slots["Ben"][2])).first).to_be_visible()
     assert shop.booking(made["id"])["slot_id"] == here.slots["Ben"][2]["id"]
+
+
+@pytest.mark.parametrize("wrong", [timedelta(days=400), timedelta(hours=25), timedelta(days=-400)], ids=str)
+def test_a_wrong_clock_takes_nothing_from_a_customer(
+    shop: Shop, windows: Windows, client: httpx.Client, wrong: timedelta
+) -> None:
+    """What time it is the service says, and not somebody's telephone."""
+    here = salon(shop.service)
+    before, after = here.slots["Ben"][:2]
+    _, url = managed(here, before)
+    window = windows()
+    window.context.clock.set_fixed_time(datetime.now(UTC) + wrong)
+    page = window.page(url)
+    page.get_by_role("button", name="Move to another time").click()
+    page.get_by_role("button", name=at(after)).first.click()
+    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
+    grace = {"name": "Grace Hopper", "email": "grace@example.com"}
+    entry = factories.made(client.post("/v1/waiting-list", json={"slot_id": after["id"], "customer": grace}))
+    page.get_by_role("button", name="Cancel the booking").click()
+    page.get_by_role("button", name="Yes, cancel it").click()
+    expect(page.get_by_role("status")).to_have_text("The booking is cancelled.")
+    offer = window.page(f"{shop.service.url}/offer/{entry['id']}#{entry['token']}")
+    expect(offer.get_by_text("Kept for you until")).to_be_visible()
+    offer.get_by_role("button", name="Book it").click()
+    expect(offer.get_by_role("link", name="View, move or cancel the booking")).to_be_visible()
+
+
+def test_what_is_over_has_no_buttons(shop: Shop, windows: Windows) -> None:
+    """Though a clock that is late says that it is still to come."""
+    here = salon(shop.service)
+    slot = here.slots["Ben"][0]
+    _, url = managed(here, slot)
+    window = windows()
+    window.context.clock.set_fixed_time(datetime.now(UTC) - timedelta(days=400))
+    window.context.route("**/v1/slots/*", _answer_as_begun)
+    page = window.page(url)
+    expect(page.get_by_role("button", name="Add to calendar")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel the booking")).to_have_count(0)
+    expect(page.get_by_role("button", name="Move to another time")).to_have_count(0)
+
+
+def _answer_as_begun(route: Route) -> None:
+    answer = route.fetch()
+    begun = datetime.now(UTC) - timedelta(minutes=1)
+    route.fulfill(response=answer, json={**answer.json(), "starts_at": begun.isoformat(), "status": "past"})
+
+
+def test_a_payment_is_waited_for_also_when_nobody_answers_for_a_while(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service, payment="required", price=2500)
+    with factories.client(shop.service) as everyone:
+        hold = factories.hold(everyone, here.slots["Ben"][0]["id"])
+        body = {"hold_token": hold["token"], "customer": CUSTOMER}
+        made = factories.made(everyone.post("/v1/checkout", json=body))["booking"]
+    window = windows()
+    window.expects("ERR_FAILED")
+    window.context.clock.install()
+    page = window.page(f"{shop.service.url}/manage/{made['id']}#{made['manage_token']}")
+    expect(page.get_by_text("Waiting for the payment")).to_be_visible()
+    path = f"**/v1/bookings/{made['id']}"
+    page.route(path, lambda route: route.abort())
+    page.clock.fast_forward(3_000)
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    page.unroute(path)
+    [(session,)] = shop.service.query("SELECT session_id FROM payments WHERE booking_id = %s", made["id"])
+    shop.stripe.pay(session)
+    shop.wait_for(made["id"], "confirmed")
+    page.clock.fast_forward(6_000)
+    expect(page.get_by_text("€25.00, paid")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_wrong_link_opens_nothing(shop: Shop, windows: Windows) -> None:

@@ -1,33 +1,44 @@
 // A customer's booking: look at it, move it, cancel it, put it into a calendar.
 
 import {
-  button, call, card, clock, dayOf, dayText, facts, h, midnight, money, named, newKey, nextDay, note, Refused, say, show, slots,
-  what, when, words, wrongLink,
+  button, call, card, clock, dayOf, dayText, facts, h, midnight, money, named, newKey, nextDay, note, now, Refused, say, show,
+  slots, tell, what, when, words, wrongLink,
 } from "./page.js";
 
 const path = `/v1/bookings/${named.id}`;
 const proof = { "Manage-Token": named.token };
 /** How often a booking that waits for its payment is looked at. */
 const LOOK_MS = 3_000;
+const LONGEST_MS = 60_000;
 
 let booking, slot, venue;
 
-/** Read it anew and show it, with what is to be said about it. */
-async function refresh(...said) {
-  booking = await call("GET", path, { headers: proof });
-  slot = await call("GET", `/v1/slots/${booking.slot_id}`);
-  venue = await call("GET", `/v1/venues/${slot.venue}`);
-  render(...said);
-  if (booking.status === "pending_payment") setTimeout(() => guarded(refresh), LOOK_MS);
+/** Read it anew and show it, with what is to be said about it; see `note` for the kinds. */
+async function refresh(said, kind) {
+  const read = await call("GET", path, { headers: proof });
+  const of = await call("GET", `/v1/slots/${read.slot_id}`);
+  venue = await call("GET", `/v1/venues/${of.venue}`);
+  [booking, slot] = [read, of];
+  render(said, kind);
+  if (booking.status === "pending_payment") lookAgain(LOOK_MS);
 }
 
-function render(...said) {
-  const live = booking.status === "confirmed" && new Date(slot.starts_at) > new Date();
+/** Look whether it is paid by now; while nobody answers, ever less often. */
+function lookAgain(pause) {
+  setTimeout(() => guarded(() => refresh().catch((error) => {
+    if (error.status !== 404) lookAgain(Math.min(2 * pause, LONGEST_MS));
+    throw error;
+  })), pause);
+}
+
+function render(said, kind) {
+  tell(kind ? "" : said);
+  const live = booking.status === "confirmed" && Date.parse(slot.starts_at) > now();
   show(
     card(
       words.your_booking,
       h("p", { className: `status ${booking.status}` }, say(`status_${booking.status}`)),
-      ...said,
+      kind ? note(said, kind) : null,
       facts([
         [words.fact_what, what(slot)],
         [words.fact_where, venue.name],
@@ -68,7 +79,7 @@ async function guarded(action) {
     await action();
   } catch (error) {
     if (error instanceof Refused && error.status === 404) wrongLink();
-    else if (booking) render(note(words[error instanceof Refused && error.status < 429 ? "ask_venue" : "unreachable"], "bad"));
+    else if (booking) render(words[error instanceof Refused && error.status < 429 ? "ask_venue" : "unreachable"], "bad");
     else show(card(words.busy_title, note(words.unreachable, "bad"), button(words.again, () => guarded(refresh), "primary")));
     if (!(error instanceof Refused || error instanceof TypeError)) throw error;
   }
@@ -108,10 +119,10 @@ async function cancel() {
   try {
     await call("POST", `${path}/cancel`, { headers, busy: sayBusy });
   } catch (error) {
-    if (error.problem?.code === "already_resolved") return refresh(note(words.changed, "warn"));
+    if (error.problem?.code === "already_resolved") return refresh(words.changed, "warn");
     throw error;
   }
-  return refresh(note(words.cancelled));
+  return refresh(words.cancelled);
 }
 
 const sayBusy = () => document.querySelector("#move").replaceChildren(note(words.retrying, "warn"));
@@ -127,7 +138,7 @@ const wanted = () => ({
 /** Let a day be chosen, beginning with that of the booking. */
 async function openMove(opener) {
   opener.disabled = true;
-  const day = h("input", { type: "date", id: "day", min: dayOf(new Date(), slot.timezone), value: dayOf(slot.starts_at, slot.timezone) });
+  const day = h("input", { type: "date", id: "day", min: dayOf(now(), slot.timezone), value: dayOf(slot.starts_at, slot.timezone) });
   const times = h("div", { "aria-live": "polite" });
   const panel = h("div", { className: "panel" }, h("h2", {}, words.move), h("label", { htmlFor: "day" }, words.move_to), day, times);
   document.querySelector("#move").replaceChildren(panel);
@@ -138,7 +149,7 @@ async function openMove(opener) {
 
 async function showTimes(day, times) {
   const asked = day.value;
-  const from = new Date(Math.max(midnight(asked, slot.timezone), Date.now()));
+  const from = new Date(Math.max(midnight(asked, slot.timezone), now()));
   const to = midnight(nextDay(asked), slot.timezone);
   const free = to > from ? (await slots({ ...wanted(), from: from.toISOString(), to: to.toISOString() })).filter((each) => each.id !== slot.id) : [];
   if (day.value !== asked) return; // another was chosen meanwhile
@@ -166,7 +177,7 @@ function grouped(free) {
 }
 
 async function nextFree(day, times, from) {
-  const query = new URLSearchParams({ ...wanted(), from: new Date(Math.max(from, Date.now())).toISOString(), limit: 1 });
+  const query = new URLSearchParams({ ...wanted(), from: new Date(Math.max(from, now())).toISOString(), limit: 1 });
   const [next] = (await call("GET", `/v1/slots?${query}`)).data;
   if (!next) return h("p", { className: "quiet" }, words.nothing_at_all);
   const then = dayOf(next.starts_at, next.timezone);
@@ -182,20 +193,20 @@ async function move(to) {
   } catch (error) {
     return refused(error, before);
   }
-  return refresh(note(say("moved", { when: before })));
+  return refresh(say("moved", { when: before }));
 }
 
 async function refused(error, before) {
   const code = error.problem?.code;
-  if (code === "payment_required") return render(note(words.must_pay, "warn"));
-  if (code === "already_resolved") return refresh(note(words.changed, "warn"));
+  if (code === "payment_required") return render(words.must_pay, "warn");
+  if (code === "already_resolved") return refresh(words.changed, "warn");
   if (code === "conflict") {
     const seen = booking.version;
     await refresh();
-    return render(note(words[booking.version === seen ? "ask_venue" : "changed"], "warn"));
+    return render(words[booking.version === seen ? "ask_venue" : "changed"], "warn");
   }
   if (code !== "slot_unavailable") throw error;
-  render(note(say("move_taken", { when: before }), "warn"));
+  render(say("move_taken", { when: before }), "warn");
   const others = error.problem.alternatives.filter((each) => each.id !== slot.id);
   if (!others.length) return undefined;
   const choices = others.map((each) => h("li", {}, button(`${when(each.starts_at, each.timezone)} · ${each.resource.name}`, () => guarded(() => move(each)))));

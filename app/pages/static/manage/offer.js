@@ -1,6 +1,6 @@
 // A place that became free for somebody who waits: take it, or leave it to the next one.
 
-import { button, call, card, facts, h, named, newKey, note, Refused, say, show, what, when, words, wrongLink } from "./page.js";
+import { button, call, card, facts, h, named, newKey, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
 
 const path = `/v1/waiting-list/${named.id}`;
 const proof = { "Waiting-Token": named.token };
@@ -18,7 +18,7 @@ async function refresh() {
 }
 
 function render(slot, venue) {
-  const open = Boolean(entry.offer?.hold_token) && new Date(entry.offer.expires_at) > new Date();
+  const open = Boolean(entry.offer?.hold_token) && Date.parse(entry.offer.expires_at) > now();
   show(
     card(
       words.offer_title,

@@ -39,12 +39,20 @@ export function facts(pairs) {
   return h("dl", { className: "facts" }, known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("bdi", {}, value))]));
 }
 
-/** Something that was said goes into view, and to a screen reader. */
-export const note = (text, kind = "") => h("p", { className: `note ${kind}`, role: kind ? "alert" : "status" }, text);
+/** Something that is said here. What went wrong (`warn`, `bad`) interrupts a screen reader. */
+export const note = (text, kind = "") => h("p", { className: `note ${kind}`, ...(kind ? { role: "alert" } : {}) }, text);
 
-/** Show cards instead of what is there. */
-export const show = (...cards) => root.replaceChildren(...cards);
-export const card = (title, ...children) => h("section", { className: "card" }, h("h1", {}, title), ...children);
+/** Say what was done, or no longer anything. Always in the same place: of one that comes with its text nobody hears. */
+export const tell = (text = "") => document.querySelector("#told").replaceChildren(...(text ? [note(text)] : []));
+
+/** Show cards instead of what is there. Whoever was in it goes on at its heading, and not at the top of the page. */
+export function show(...cards) {
+  const wasInside = root.contains(document.activeElement);
+  root.replaceChildren(...cards);
+  if (wasInside) root.querySelector("h1").focus();
+}
+
+export const card = (title, ...children) => h("section", { className: "card" }, h("h1", { tabIndex: -1 }, title), ...children);
 export const wrongLink = () => show(card(words.wrong_link_title, h("p", {}, words.wrong_link)));
 
 /** A refusal of the service; `problem` is its RFC 9457 body. */
@@ -61,6 +69,17 @@ export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)
 
 const TRIES = 5;
 
+/** The service's time at which this page was opened, as its answers tell. */
+let opened;
+
+function heed(answer) {
+  const told = Date.parse(answer.headers.get("date")) - performance.now();
+  if (told) opened = Math.max(told, opened ?? told); // an answer from a cache is older than it looks, and never younger
+}
+
+/** Now, by the service's clock: a device whose own is wrong takes nothing from its owner. */
+export const now = () => (opened === undefined ? Date.now() : opened + performance.now());
+
 /**
  * Call the API. Whoever is told that the service is busy waits and tries again by himself; `busy` hears of that.
  * @throws {Refused} an answer of 400 and more  @throws {TypeError} it cannot be reached
@@ -72,6 +91,7 @@ export async function call(method, path, { body, headers = {}, busy = () => {} }
       headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
       body: body === undefined ? undefined : JSON.stringify(body),
     });
+    heed(answer);
     const calendar = answer.headers.get("content-type")?.startsWith("text/calendar");
     if (answer.ok) return calendar ? answer.blob() : answer.json().catch(() => null);
     if (![429, 503].includes(answer.status) || tries === TRIES) {
