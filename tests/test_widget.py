@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from app.pages import assets
 from tests import factories
@@ -120,6 +120,24 @@ def embedding(service: str, venue: str, attributes: str, *, lang: str = "en", st
         f'<script type="module" src="{service}/widget.js"></script></head><body><main><h1>Somebody</h1>'
         f'<holdfast-booking venue="{venue}" {attributes}>{inside}</holdfast-booking></main></body></html>'
     )
+
+
+def detain(where: Page | BrowserContext, url: str, method: str) -> list[Route]:
+    """Let requests of a method wait, until the test lets them go on."""
+    detained: list[Route] = []
+
+    def wait(route: Route) -> None:
+        if route.request.method != method:
+            return route.continue_()
+        return detained.append(route)
+
+    where.route(url, wait)
+    return detained
+
+
+def first_of(page: Page, detained: list[Route]) -> Route:
+    eventually(lambda: bool(page.title() and detained), "the request")  # asking the page lets its requests be heard
+    return detained[0]
 
 
 def heard(page: Page, name: str) -> list[dict[str, Any]]:
@@ -386,11 +404,8 @@ def test_a_hold_that_was_lost_is_told_when_booking(operator: httpx.Client, windo
     assert operator.delete(f"/v1/holds/{held['hold_id']}").status_code == 204
     factories.booking(operator, slots[0]["id"])
     book(page)
-    again = page.get_by_role("button", name="Hold it again")
+    page.get_by_role("button", name="Hold it again").click()
     alternatives = page.get_by_role("group", name="These are still free")
-    expect(again.or_(alternatives)).to_be_visible()
-    if again.is_visible():
-        again.click()
     alternatives.get_by_role("button").first.click()
     expect(page.get_by_label("Name")).to_have_value("Ada Lovelace")
     book(page)
@@ -422,16 +437,39 @@ def test_more_time_until_there_is_no_more(operator: httpx.Client, windows: Windo
     )
     window = windows()
     window.expects("409")
+    window.expects("503")
     page = embed(window, patient["venue"])
     time_of(page, patient).click()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    refuse(page, "/v1/holds/*/extend", 1, [])
     page.get_by_role("button", name="I need more time").click()
+    expect(page.get_by_text("Very busy just now")).to_be_visible()
     expect(page.get_by_role("status").filter(has_text="You have more time")).to_be_attached()
+    expect(page.locator("[part=hold]")).to_be_focused()
+    [before] = heard(page, "slot-held")
+    [after] = operator.get("/v1/holds", params={"venue": patient["venue"]}).json()["data"]
+    assert datetime.fromisoformat(after["expires_at"]) > datetime.fromisoformat(before["expires_at"])
     page = embed(window, strict["venue"])
     time_of(page, strict).click()
     more = page.get_by_role("button", name="I need more time")
     more.click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be held any longer")
     expect(more).to_be_hidden()
+    expect(page.locator("[part=hold]")).to_be_focused()
+
+
+def test_more_time_for_a_hold_that_is_gone(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1, hold_ttl_seconds=50)
+    window = windows()
+    window.expects("404|409|410")
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    more = page.get_by_role("button", name="I need more time")
+    expect(more).to_be_visible()
+    [held] = heard(page, "slot-held")
+    assert operator.delete(f"/v1/holds/{held['hold_id']}").status_code == 204
+    more.click()
+    expect(page.get_by_role("button", name="Hold it again")).to_be_focused()
 
 
 def test_ones_own_hold_is_never_in_the_way(
@@ -455,12 +493,10 @@ def test_ones_own_hold_is_never_in_the_way(
 def test_who_presses_twice_holds_once(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
     slots = make_tour(operator, capacity=5)
     page = embed(windows(), slots[0]["venue"])
-    expect(time_of(page, slots[1])).to_be_visible()
-    page.evaluate(
-        "ats => ats.map((at) => document.querySelector('holdfast-booking').shadowRoot"
-        ".querySelector(`[data-at='${at}']`)).forEach((each) => each.click())",
-        [slots[0]["starts_at"], slots[0]["starts_at"], slots[1]["starts_at"]],
-    )
+    asked = detain(page, "**/v1/holds", "POST")
+    for slot in (slots[0], slots[0], slots[1]):
+        time_of(page, slot).click()
+    first_of(page, asked).continue_()
     expect(page.get_by_text("Held for you")).to_be_visible()
     assert len(heard(page, "slot-held")) == 1
     held = operator.get("/v1/holds", params={"venue": slots[0]["venue"]}).json()["data"]
@@ -549,6 +585,7 @@ def test_busy_is_tried_again_with_the_same_key(
     refuse(page, "/v1/bookings", 2, keys, status)
     book(page)
     expect(page.get_by_role("status").filter(has_text="Very busy just now")).to_be_visible()
+    expect(page.get_by_role("button", name="Back")).to_be_hidden()
     assert_accessible(page)
     is_booked(page)
     expect(page.get_by_text("Very busy just now")).to_be_hidden()
@@ -567,19 +604,136 @@ def test_an_answer_that_was_lost_is_asked_for_again(
     page = embed(window, slot["venue"])
     time_of(page, slot).click()
     fill_in(page)
+    lost = lose_answers(page, 1)
+    book(page)
+    is_booked(page)
+    assert lost == [201]
+    assert_slot_holds(with_redis, slot["id"], 1, 1)
+
+
+def lose_answers(page: Page, times: int) -> list[int]:
+    """Let so many requests to book reach the service, whose answers never come; returns their statuses as they go."""
     lost: list[int] = []
 
     def lose(route: Route) -> None:
-        if lost:
+        if len(lost) == times:
             return route.continue_()
         lost.append(route.fetch().status)
         return route.abort()
 
     page.route("**/v1/bookings", lose)
+    return lost
+
+
+@pytest.mark.parametrize("is_known_as_the_same", [True, False], ids=["same request", "another request"])
+def test_what_is_booked_unknowingly_is_not_booked_again(
+    with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed, is_known_as_the_same: bool
+) -> None:
+    """Until there is an answer nothing but the same request can be made; and what was booked all the same is told."""
+    [slot] = make_tour(operator, times=1, capacity=3, hold_ttl_seconds=6)
+    window = windows()
+    window.expects("Failed to load resource")
+    page = embed(window, slot["venue"])
+    time_of(page, slot).click()
+    fill_in(page)
+    lost = lose_answers(page, 1_000)
+    book(page)
+    page.get_by_role("button", name="Stop trying").click()
+    expect(page.get_by_role("alert")).to_contain_text("you will not be booked twice")
+    expect(page.get_by_label("Name")).not_to_be_editable()
+    expect(page.get_by_role("button", name="Back")).to_be_hidden()
+    expect(page.get_by_text("Held for you")).to_be_hidden()
+    assert_accessible(page)
+    assert lost[0] == 201
+    page.unroute("**/v1/bookings")
+    if not is_known_as_the_same:
+        as_another = {"idempotency-key": uuid.uuid4().hex}
+        page.route("**/v1/bookings", lambda each: each.continue_(headers={**each.request.headers, **as_another}))
     book(page)
     is_booked(page)
-    assert lost == [201]
-    assert_slot_holds(with_redis, slot["id"], 1, 1)
+    told = "Booked for Ada Lovelace" if is_known_as_the_same else "The e-mail to ada@example.com"
+    expect(page.get_by_text(told)).to_be_visible()
+    assert_accessible(page)
+    [booking] = bookings(operator, slot["id"])
+    assert [each["booking_id"] for each in heard(page, "booking-confirmed")] == [booking["id"]]
+    assert heard(page, "hold-expired") == []
+    assert_slot_holds(with_redis, slot["id"], 3, 1)
+
+
+def test_a_dialog_closed_while_booking_shows_what_became_of_it(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    page = embed(windows(), slot["venue"], 'mode="button"')
+    page.get_by_role("button", name="Book").click()
+    time_of(page, slot).click()
+    fill_in(page)
+    asked = detain(page, "**/v1/bookings", "POST")
+    book(page)
+    first = first_of(page, asked)
+    page.keyboard.press("Escape")
+    first.continue_()
+    eventually(lambda: heard(page, "booking-confirmed") != [], "the booking")
+    page.get_by_role("button", name="Book").click()
+    is_booked(page)
+
+
+def test_a_late_look_at_a_hold_does_not_end_the_next(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slots = make_tour(operator)
+    window = windows()
+    window.expects("404")
+    page = embed(window, slots[0]["venue"])
+    time_of(page, slots[0]).click()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    [held] = heard(page, "slot-held")
+    looks = detain(page, f"**/v1/holds/{held['hold_id']}", "GET")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look = first_of(page, looks)
+    page.get_by_role("button", name="Back").click()
+    time_of(page, slots[1]).click()
+    fill_in(page)
+    with page.expect_response(f"**/v1/holds/{held['hold_id']}"):
+        look.fulfill(status=404, body="{}")
+    book(page)
+    is_booked(page)
+    assert heard(page, "hold-expired") == []
+
+
+def test_a_hold_that_was_long_in_coming_lives_from_its_answer(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    window.expects("503")
+    page = embed(window, slot["venue"])
+    refuse(page, "/v1/holds", 1, [])
+    time_of(page, slot).click()
+    expect(page.get_by_text("Very busy just now")).to_be_visible()
+    page.evaluate("{ const now = performance.now(); performance.now = () => now + 3_600_000 }")
+    fill_in(page)
+    book(page)
+    is_booked(page)
+    assert heard(page, "hold-expired") == []
+
+
+def test_nothing_is_followed_for_an_element_that_is_gone(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    [slot] = make_tour(operator, times=1)
+    window = windows()
+    venue = f"**/v1/venues/{slot['venue']}"
+    reads = detain(window.context, venue, "GET")
+    page = embed(window, slot["venue"])
+    streams: list[str] = []
+    page.on("request", lambda request: streams.append(request.url) if "/v1/live" in request.url else None)
+    read = first_of(page, reads)
+    page.evaluate("window.gone = document.querySelector('holdfast-booking'); gone.remove()")
+    with page.expect_response(venue):
+        read.continue_()
+    window.context.unroute(venue)
+    page.evaluate("document.querySelector('main').append(gone)")
+    expect(time_of(page, slot)).to_be_visible()
+    assert len(streams) == 1
 
 
 def test_trying_again_can_be_stopped(

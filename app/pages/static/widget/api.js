@@ -33,10 +33,11 @@ export function newKey() {
 
 /**
  * Call once, and return the answer's JSON, or null.
- * What is read, browsers keep and revalidate by its ETag themselves.
+ * `asking()` is told each time that it is asked. What is read, browsers keep and revalidate by its ETag themselves.
  * @throws {Refused} any status of 400 and more  @throws {TypeError|DOMException} the service cannot be reached
  */
-export async function call(method, path, { body, headers = {}, keepalive = false } = {}) {
+export async function call(method, path, { body, headers = {}, keepalive = false, asking } = {}) {
+  asking?.();
   const answer = await fetch(new URL(path, SERVICE), {
     method,
     headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },

@@ -7,6 +7,7 @@ export class Hold {
   #timer = 0;
   #onTick;
   #onEnd;
+  #watched = false;
 
   /**
    * @param told what the service answered  @param {number} askedAt `performance.now()` when it was asked: counted from
@@ -35,6 +36,7 @@ export class Hold {
     this.rest();
     this.#onTick = onTick;
     this.#onEnd = onEnd;
+    this.#watched = true;
     this.#timer = setInterval(() => this.#tick(), 1000);
     document.addEventListener("visibilitychange", this.#seen);
     onTick(this.secondsLeft);
@@ -42,6 +44,7 @@ export class Hold {
 
   /** Stop counting. */
   rest() {
+    this.#watched = false;
     clearInterval(this.#timer);
     document.removeEventListener("visibilitychange", this.#seen);
   }
@@ -56,14 +59,14 @@ export class Hold {
     this.#onEnd();
   }
 
-  /** A device that slept has a clock that stood still: ask the service's. */
+  /** A device that slept has a clock that stood still: ask the service's. By the time of its answer it may be booked. */
   #seen = async () => {
     if (document.hidden) return;
     const askedAt = performance.now();
     try {
       this.#adopt(await call("GET", `v1/holds/${this.id}`, { headers: this.#proof }), askedAt);
     } catch (failure) {
-      if (failure instanceof Refused && !failure.passing) this.#end();
+      if (this.#watched && failure instanceof Refused && !failure.passing) this.#end();
     }
   };
 
@@ -71,11 +74,15 @@ export class Hold {
     return { "Hold-Token": this.token };
   }
 
-  /** Ask for more time. @throws {Refused} `hold_limit` when there is none, 404 or 410 when it is too late */
-  async extend() {
-    const askedAt = performance.now();
+  /**
+   * Ask for more time; `ask(method, path, options)` calls the service.
+   * @throws {Refused} `hold_limit` when there is none, 404 or 410 when it is too late
+   */
+  async extend(ask) {
+    let askedAt;
     const headers = { ...this.#proof, "Idempotency-Key": newKey() };
-    this.#adopt(await call("POST", `v1/holds/${this.id}/extend`, { headers }), askedAt);
+    const asking = () => (askedAt = performance.now());
+    this.#adopt(await ask("POST", `v1/holds/${this.id}/extend`, { headers, asking }), askedAt);
   }
 
   /** Give the places back. Also from a page that is being closed; should it fail, the hold ends by itself. */

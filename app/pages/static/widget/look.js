@@ -80,7 +80,7 @@ button, .button {
   cursor: pointer;
 }
 button:hover, .button:hover { border-color: var(--accent); }
-button:disabled { opacity: .6; cursor: default; }
+button:disabled, form [aria-disabled] { opacity: .6; cursor: default; }
 .primary { background: var(--accent); border-color: var(--accent); color: var(--on-accent); font-weight: 600; }
 .primary:hover { filter: brightness(1.08); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }

@@ -15,7 +15,7 @@ import { dayOf } from "./time.js";
 import { formats } from "./words.js";
 
 const STEPS = { offer: chooseOffer, person: choosePerson, time, wait, details, pay, done };
-/** A refusal of these codes means that the hold is no more. */
+/** A refusal of these codes means that the hold is no more, unless it has become a booking. */
 const HOLD_IS_GONE = new Set(["hold_expired", "hold_not_found", "already_resolved"]);
 
 export class Visit {
@@ -27,6 +27,8 @@ export class Visit {
   /** The slots of the chosen day, by id. */
   slots = new Map();
   hold = null;
+  /** The request to book of which no answer is known: nothing else may be booked meanwhile. */
+  asked = null;
   /** The slot that was lost last, with `alternatives`. */
   conflict = null;
   /** The sold out slot that is waited for. */
@@ -40,6 +42,7 @@ export class Visit {
   #reads = 0;
   #newDay = false;
   #taking = false;
+  #released = null;
   #left = false;
 
   constructor(frame, wishes) {
@@ -62,20 +65,27 @@ export class Visit {
   /** Read what there is to book, and show the first step with a choice; or go on after `leave()`. */
   async start() {
     this.#left = false;
-    if (this.venue) return this.#resume();
-    this.stage.replaceChildren(h("p", { class: "quiet", role: "status" }, this.t("loading")));
-    try {
-      this.venue = await this.insist("GET", `v1/venues/${encodeURIComponent(this.#wishes.venue)}`);
-    } catch (failure) {
-      return this.#cannotStart(failure);
+    if (this.venue) {
+      this.#resume();
+      return;
     }
+    this.stage.replaceChildren(h("p", { class: "quiet", role: "status" }, this.t("loading")));
+    let venue;
+    try {
+      venue = await this.insist("GET", `v1/venues/${encodeURIComponent(this.#wishes.venue)}`);
+    } catch (failure) {
+      if (!this.#left) this.#cannotStart(failure);
+      return;
+    }
+    if (this.#left) return;
+    this.venue = venue;
     this.showIn(this.#wishes.zone ?? this.venue.timezone);
     this.#findOffers();
-    return this.#forward(this.#wishes.moveFocus);
+    this.#forward(this.#wishes.moveFocus);
   }
 
   #resume() {
-    return this.show(this.#step === "details" ? "time" : this.#step, true);
+    return this.show(this.#step === "details" && !this.asked ? "time" : this.#step, true);
   }
 
   #cannotStart(failure) {
@@ -86,12 +96,12 @@ export class Visit {
     );
   }
 
-  /** Stop, and give back what is held: the dialog or the page was closed. */
+  /** Stop, and give back what is held, unless it may be booked by now: the dialog or the page was closed. */
   leave() {
     this.#left = true;
     this.#stopLooking();
     this.toast.clear();
-    return this.release();
+    return this.asked ? null : this.release();
   }
 
   /** Show times as the clocks of a zone do. */
@@ -164,8 +174,10 @@ export class Visit {
     this.#forward();
   }
 
+  /** Show a step; when nobody looks, it is shown to whoever comes back. */
   show(step, moveFocus = true) {
     this.#step = step;
+    if (this.#left) return;
     this.toast.note(null);
     if (step === "time") this.#look();
     else if (step !== "details") this.#stopLooking();
@@ -273,9 +285,11 @@ export class Visit {
   /** Given up and tried again it is the same request; once answered, the next is another. */
   async #takeOne(slot, quantity) {
     const body = { slot_id: slot.id, quantity };
-    const askedAt = performance.now();
+    let askedAt;
+    const asking = () => (askedAt = performance.now());
     try {
-      const told = await this.insist("POST", "v1/holds", { body, headers: { "Idempotency-Key": this.#keyOf(body) } });
+      const headers = { "Idempotency-Key": this.#keyOf(body) };
+      const told = await this.insist("POST", "v1/holds", { body, headers, asking });
       this.#forget(body);
       return new Hold(told, askedAt, slot);
     } catch (failure) {
@@ -305,7 +319,8 @@ export class Visit {
   async release() {
     const { hold } = this;
     this.hold = null;
-    await hold?.release().catch(() => {});
+    if (hold) this.#released = hold.release().catch(() => {});
+    await this.#released;
   }
 
   #mark(slot, { available, reason }) {
@@ -325,30 +340,43 @@ export class Visit {
     this.toast.show(this.t(said, { time: this.format.time(slot.starts_at) }));
   }
 
-  /** The hold is over: whoever still wants it takes it again. */
-  expire() {
-    const { slot, quantity } = this.hold;
-    this.hold.rest();
-    this.hold = null;
+  /** A hold is over: whoever still wants it takes it again. The service may see it later than the page: it is given back. */
+  expire(hold) {
+    if (hold !== this.hold) return;
+    const { slot, quantity } = hold;
+    this.release();
     this.send("hold-expired", { slot, quantity });
     this.view.expired?.(slot);
   }
 
   // -- booking -------------------------------------------------------------------------------------------------------
 
-  /** Book what is held, or go to pay for it. */
+  /** Book what is held, or go to pay for it; until there is an answer, it is the same request that is made again. */
   async book(online) {
     const { hold } = this;
-    const path = online ? "v1/checkout" : "v1/bookings";
-    const body = { hold_token: hold.token, customer: this.#who };
+    this.asked ??= { online, path: online ? "v1/checkout" : "v1/bookings", body: { hold_token: hold.token, customer: this.#who } };
+    const { asked } = this;
+    const { path, body } = asked;
     hold.rest();
     try {
       const told = await this.insist("POST", path, { body, headers: { "Idempotency-Key": this.#keyOf(path, body) } });
-      this.#booked(hold, told.booking ?? told, told);
+      if (this.#isAnswered(asked)) this.#booked(hold, told.booking ?? told, told);
     } catch (failure) {
-      if (this.hold !== hold) return;
-      this.#refused(hold, failure);
+      if (failure instanceof GivenUp) this.#notKnown(failure);
+      else if (this.#isAnswered(asked)) this.#refused(hold, failure);
     }
+  }
+
+  /** Whoever closes the dialog and asks again has two answers to one request: the first one counts. */
+  #isAnswered(asked) {
+    const first = this.asked === asked;
+    if (first) this.asked = null;
+    return first;
+  }
+
+  #notKnown(failure) {
+    this.view.again?.();
+    this.explain(failure, "unknown_outcome");
   }
 
   get #who() {
@@ -367,9 +395,11 @@ export class Visit {
       view.joined(told);
       this.send("waiting-list-joined", { slot, quantity, position: told.position });
     } catch (failure) {
-      if (failure.problem?.code === "slot_available") return this.take([slot]);
+      const isFree = failure.problem?.code === "slot_available";
+      if (isFree) await this.take([slot]);
+      if (this.view !== view) return;
       view.again();
-      if (!view.wrong(failure)) this.explain(failure);
+      if (!isFree && !view.wrong(failure)) this.explain(failure);
     }
   }
 
@@ -399,12 +429,13 @@ export class Visit {
   }
 
   #refused(hold, failure) {
-    const { code } = failure.problem ?? {};
+    const { code, booking_status, booking_id: id, resolved_at: created_at } = failure.problem ?? {};
     if (code === "slot_unavailable") return this.lose(hold.slot, failure.problem);
-    if (HOLD_IS_GONE.has(code)) return this.expire();
+    if (booking_status === "confirmed") return this.#booked(hold, { id, created_at, quantity: hold.quantity }, {});
+    if (HOLD_IS_GONE.has(code)) return this.expire(hold);
     if (code === "payment_required") this.venue.payment = "required";
     this.view.again();
-    return this.view.wrong?.(failure) || this.explain(failure, failure instanceof GivenUp ? "unknown_outcome" : null);
+    return this.view.wrong?.(failure) || this.explain(failure);
   }
 
   // -- patience and excuses ------------------------------------------------------------------------------------------
@@ -430,7 +461,7 @@ export class Visit {
     const { code } = failure.problem ?? {};
     const known = { hold_limit: "hold_limit", payment_failed: "payment_failed" }[code];
     const word = said ?? (failure instanceof GivenUp ? "gave_up" : (known ?? "failed"));
-    this.toast.show(this.t(word, { why: failure.message }));
+    this.toast.show(this.t(word));
   }
 
   send(name, detail) {

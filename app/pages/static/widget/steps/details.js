@@ -10,16 +10,30 @@ const MILESTONES = [10, 30, 60, 120];
 /** Say who one is, and book. */
 export function details(visit) {
   const { t, hold } = visit;
-  const bar = h("div", { class: "hold", part: "hold" });
-  const who = whoForm(visit, (value) => visit.hold && visit.book(value === "online"));
-  const { actions } = who;
-  const element = h("section", {}, top(visit, t("details")), summary(visit, hold.slot, hold.quantity), bar, who.form);
+  const bar = h("div", { class: "hold", part: "hold", tabindex: "-1" });
+  const head = top(visit, t("details"));
+  const book = (value) => {
+    if (!visit.hold) return;
+    back(head, false);
+    visit.book(value === "online");
+  };
+  const who = whoForm(visit, book);
+  const element = h("section", {}, head, summary(visit, hold.slot, hold.quantity), bar, who.form);
   const again = () => {
-    actions.replaceChildren(...bookButtons(visit, hold.slot));
-    countDown(visit, bar);
+    const { asked } = visit;
+    const buttons = bookButtons(visit, hold.slot);
+    who.offer(asked ? buttons.filter(({ value }) => (value === "online") === asked.online) : buttons, Boolean(asked));
+    back(head, !asked);
+    bar.hidden = Boolean(asked);
+    if (!asked) countDown(visit, bar);
   };
   again();
-  return { element, again, wrong: who.wrong, expired: (slot) => expired(visit, bar, actions, slot) };
+  return { element, again, wrong: who.wrong, expired: (slot) => expired(visit, bar, who, head, slot) };
+}
+
+/** There is no way back from a booking that is under way, or of which nobody knows. */
+function back(head, shown) {
+  head.querySelector(".back").hidden = !shown;
 }
 
 function bookButtons({ t, venue }, slot) {
@@ -34,20 +48,20 @@ function bookButtons({ t, venue }, slot) {
 function countDown(visit, bar) {
   const { t, hold } = visit;
   const clock = h("span", { class: "clock", role: "timer", "aria-live": "off" });
-  const more = button(t("extend"), () => extend(visit, more), { hidden: true });
+  const more = button(t("extend"), () => extend(visit, hold, bar, more), { hidden: true });
   bar.replaceChildren(h("span", {}, h("strong", {}, t("held_for_you")), " ", clock), more);
   bar.className = "hold";
   let said = null;
   hold.watch(
     (seconds) => {
       clock.textContent = t("left", { time: `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}` });
-      more.hidden = seconds > 60 || more.disabled;
+      more.hidden = seconds > 60;
       bar.classList.toggle("soon", seconds <= 60);
       const milestone = MILESTONES.find((each) => seconds <= each);
       if (milestone && said !== null && milestone !== said) visit.toast.announce(soon(t, milestone));
       said = milestone;
     },
-    () => visit.expire(),
+    () => visit.expire(hold),
   );
 }
 
@@ -55,22 +69,35 @@ function soon(t, seconds) {
   return seconds < 60 ? t("seconds_left", { n: seconds }) : t("minutes_left", { n: seconds / 60 });
 }
 
-async function extend(visit, more) {
-  more.disabled = true;
+async function extend(visit, hold, bar, more) {
+  if (more.hasAttribute("aria-disabled")) return;
+  more.setAttribute("aria-disabled", "true");
   try {
-    await visit.hold.extend();
-    more.disabled = false;
+    await hold.extend((...asked) => visit.insist(...asked));
     visit.toast.announce(visit.t("extended"));
+    leave(more, bar);
   } catch (failure) {
-    if (failure.problem?.code !== "hold_limit") more.disabled = false;
-    visit.toast.show(visit.t(failure.problem?.code === "hold_limit" ? "no_more_time" : "unreachable"));
+    if (failure.status === 404 || failure.status === 410) return visit.expire(hold);
+    if (failure.problem?.code !== "hold_limit") return visit.explain(failure);
+    visit.toast.show(visit.t("no_more_time"));
+    leave(more, bar);
+    more.remove();
+  } finally {
+    more.removeAttribute("aria-disabled");
   }
 }
 
-function expired(visit, bar, actions, slot) {
+/** Whoever is on a button that goes away is left beside it, not at the page's beginning. */
+function leave(more, bar) {
+  if (more.getRootNode().activeElement === more) bar.focus();
+}
+
+function expired(visit, bar, who, head, slot) {
   const { t } = visit;
   const again = button(t("take_again"), () => visit.take([slot]), { class: "primary" });
-  actions.replaceChildren();
+  who.offer([]);
+  back(head, true);
+  bar.hidden = false;
   bar.className = "hold over";
   bar.replaceChildren(h("p", { role: "alert" }, t("expired")), again);
   again.focus();

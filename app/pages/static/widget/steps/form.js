@@ -10,7 +10,8 @@ const FIELDS = [
 
 /**
  * Make the form, with a place for its buttons. `send(value)` gets the pressed button's value once all fields are right;
- * then they rest until others take their place. `wrong(failure)` shows what the service found wrong with the fields, and
+ * then all rests until `offer(buttons, locked)` puts others in their place, and lets what was typed be changed, unless it
+ * is locked. `wrong(failure)` shows what the service found wrong with the fields, and
  * is false when it was something else.
  */
 export function whoForm(visit, send) {
@@ -18,11 +19,22 @@ export function whoForm(visit, send) {
   const form = h("form", { novalidate: true }, FIELDS.map((each) => field(visit, each)), actions);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!isRight(form)) return;
-    actions.querySelectorAll("button").forEach((each) => (each.disabled = true));
+    if (event.submitter?.hasAttribute("aria-disabled") || !isRight(form)) return;
+    lock(form, true);
+    actions.querySelectorAll("button").forEach((each) => each.setAttribute("aria-disabled", "true")); // keeps the focus
     send(event.submitter?.value);
   });
-  return { form, actions, wrong: (failure) => showWrong(form, failure) };
+  const offer = (buttons, locked = false) => {
+    const isThere = actions.contains(actions.getRootNode().activeElement);
+    actions.replaceChildren(...buttons);
+    lock(form, locked);
+    if (isThere) buttons[0]?.focus();
+  };
+  return { form, offer, wrong: (failure) => showWrong(form, failure) };
+}
+
+function lock(form, locked) {
+  for (const { name } of FIELDS) form.elements[name].readOnly = locked;
 }
 
 function field({ t, customer }, about) {

@@ -10,7 +10,7 @@ export function wait(visit) {
   const who = whoForm(visit, () => visit.wait());
   const note = h("p", {}, t("wait_note"));
   const element = h("section", {}, top(visit, t("wait_title")), summary(visit, wanted, choice.quantity), note, who.form);
-  const again = () => who.actions.replaceChildren(h("button", { class: "primary", part: "submit" }, t("wait_submit")));
+  const again = () => who.offer([h("button", { class: "primary", part: "submit" }, t("wait_submit"))]);
   const joined = ({ position, customer }) => {
     note.setAttribute("role", "status");
     note.textContent = t("wait_done", { n: position, email: customer.email });
