@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, sign_in, windows
@@ -294,6 +294,31 @@ def test_by_keyboard_alone_a_booking_is_moved(salon: Salon, window: Window) -> N
     assert salon.slot_of(booked) == salon.slots[salon.ben, 15]
 
 
+def test_what_cannot_be_moved_is_not_sent(salon: Salon, window: Window) -> None:
+    """Where nothing is free, or nobody knows, there is no time to move to."""
+    window.expects("ERR_FAILED")
+    salon.book(salon.anna, 10)
+    page = open_calendar(window, salon)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.url.endswith("/reschedule") else None)
+    entry(page, "Ada").click()
+    sheet(page).get_by_role("button", name="Move…").click()
+    move, day = sheet(page).get_by_role("button", name="Move", exact=True), sheet(page).get_by_label("Day")
+    expect(move).to_be_enabled()
+    day.fill(str(DAY + timedelta(days=1)))
+    expect(sheet(page).get_by_text("Nothing is free on that day.")).to_be_visible()
+    expect(move).to_be_disabled()
+    page.route("**/v1/slots?**", lambda route: route.abort(), times=1)
+    day.fill(str(DAY))
+    expect(sheet(page).get_by_role("alert")).to_be_visible()
+    expect(sheet(page).get_by_role("button", name="Back")).to_be_enabled()
+    expect(move).to_be_disabled()
+    day.press("Enter")
+    sheet(page).get_by_label("With").select_option("Ben")
+    expect(move).to_be_enabled()
+    assert sent == []
+
+
 def test_time_is_blocked_by_hand_and_given_back(salon: Salon, window: Window) -> None:
     page = open_calendar(window, salon)
     drag(page, point(page, "Ben", 14.02), point(page, "Ben", 15.98))
@@ -335,6 +360,59 @@ def test_booked_time_is_not_blocked(salon: Salon, window: Window) -> None:
     expect(entry(page, "Blocked")).to_be_visible()
 
 
+# -- another venue ----------------------------------------------------------------------------------------------------
+
+#: Keeps all streams that the page opens, to be looked at.
+STREAMS = """
+streams = [];
+EventSource = class extends EventSource {
+  constructor(url) { super(url); streams.push(this); }
+};
+"""
+
+
+def open_streams(page: Page) -> list[str]:
+    """Tell of which venues a page hears."""
+    venue = "new URL(each.url).searchParams.get('venue')"
+    found: list[str] = page.evaluate(f"streams.filter((each) => each.readyState !== 2).map((each) => {venue})")
+    return found
+
+
+def test_the_last_venue_chosen_is_shown_and_followed(make_salon: Callable[..., Salon], window: Window) -> None:
+    """However long the one before needs to be read."""
+    first, slow, last = make_salon(), make_salon(), make_salon()
+    window.context.add_init_script(STREAMS)
+    page = open_calendar(window, first)
+    waiting: list[Route] = []
+
+    def wait(route: Route) -> None:
+        waiting.append(route)
+
+    page.route(f"**/v1/venues/{slow.venue}", wait)
+    page.get_by_label("Venue").select_option(slow.venue)
+    page.get_by_label("Venue").select_option(last.venue)
+    expect(page).to_have_url(re.compile(f"venue={last.venue}&"))
+    with page.expect_response(f"**/v1/venues/{slow.venue}"):
+        waiting[0].continue_()
+    page.get_by_role("button", name="Today").click()  # by now it was read
+    expect(page).to_have_url(re.compile(f"venue={last.venue}&"))
+    assert open_streams(page) == [last.venue]
+
+
+def test_a_venue_that_cannot_be_read_leaves_the_one_before(make_salon: Callable[..., Salon], window: Window) -> None:
+    window.expects("ERR_FAILED")
+    before, another = make_salon(), make_salon()
+    window.context.add_init_script(STREAMS)
+    page = open_calendar(window, before)
+    page.route(f"**/v1/venues/{another.venue}", lambda route: route.abort())
+    page.get_by_label("Venue").select_option(another.venue)
+    expect(page.locator("#trouble")).to_contain_text("cannot be reached")
+    expect(page.get_by_label("Venue")).to_have_value(before.venue)
+    assert open_streams(page) == [before.venue]
+    before.book(before.anna, 10)
+    expect(entry(page, "Ada")).to_be_visible()  # it is still told of
+
+
 # -- everywhere -------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +432,8 @@ def test_everybody_can_use_it(
         "aria-pressed", "true"
     )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    heights = page.locator("#tools button:visible").evaluate_all("all => all.map((each) => each.offsetHeight)")
+    assert min(heights) >= 44  # what a finger finds
     for view in ("Day", "Week", "List", "People"):
         page.get_by_role("button", name=view, exact=True).click()
         expect(entry(page, "Dentist")).to_be_visible()

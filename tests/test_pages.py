@@ -155,3 +155,14 @@ def test_a_person_signs_in_and_out(
     assert OPERATOR_KEY not in page.content()
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("Operator key")).to_be_visible()
+
+
+def test_who_tried_too_many_keys_is_told_to_wait(with_redis: Service, windows: Windows) -> None:
+    window = windows()
+    window.expects("429")
+    page = window.page(f"{with_redis.url}/ops")
+    page.route(
+        "**/session", lambda route: route.fulfill(status=429, json={"code": "rate_limited"})
+    )  # or nobody else could
+    sign_in(page)
+    expect(page.get_by_role("alert")).to_contain_text("Wait a minute")

@@ -76,8 +76,7 @@ async function soon() {
     await load();
     $("trouble").hidden = true;
   } catch (error) {
-    $("trouble").textContent = error instanceof Refused ? error.message : "The service cannot be reached. Trying again…";
-    $("trouble").hidden = false;
+    tellTrouble(error, "The service cannot be reached. Trying again…");
   }
   await pause;
   reading = false;
@@ -201,9 +200,12 @@ function build() {
   });
 }
 
+/** Read a venue, and go over to it; false when another was chosen meanwhile. Until it is read, the last one stays. */
 async function choose(slug) {
+  const venue = await call("GET", `/v1/venues/${encodeURIComponent(slug)}`);
+  if ($("venue").value !== slug) return false;
   stopFollowing?.();
-  state.venue = await call("GET", `/v1/venues/${encodeURIComponent(slug)}`);
+  state.venue = venue;
   $("zone").textContent = `Times in ${page.zone}`;
   const { resources } = state.venue;
   $("who").replaceChildren(...choice("", [["", "Everybody"], ...resources.map(({ id, name }) => [id, name])], "").children);
@@ -215,6 +217,22 @@ async function choose(slug) {
     $("live").textContent = isLive ? "Live" : "Not live: read every few seconds";
     $("live").classList.toggle("off", !isLive);
   });
+  return true;
+}
+
+async function chooseAnother(slug) {
+  try {
+    if (await choose(slug)) go({ date: today(page.zone) });
+  } catch (error) {
+    if ($("venue").value !== slug) return; // and is read by now
+    $("venue").value = state.venue.slug;
+    tellTrouble(error, "The service cannot be reached. Choose again.");
+  }
+}
+
+function tellTrouble(error, unreachable) {
+  $("trouble").textContent = error instanceof Refused ? error.message : unreachable;
+  $("trouble").hidden = false;
 }
 
 async function start() {
@@ -242,10 +260,7 @@ $("back").addEventListener("click", () => step(-1));
 $("ahead").addEventListener("click", () => step(1));
 $("today").addEventListener("click", () => go({ date: today(page.zone) }));
 $("date").addEventListener("change", (event) => event.target.value && go({ date: event.target.value }));
-$("venue").addEventListener("change", async (event) => {
-  await choose(event.target.value);
-  go({ date: today(page.zone) });
-});
+$("venue").addEventListener("change", (event) => chooseAnother(event.target.value));
 $("who").addEventListener("change", (event) => go({ who: event.target.value }));
 $("block").addEventListener("click", () => blockForm());
 for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => go({ view: button.dataset.view }));
@@ -253,6 +268,5 @@ document.addEventListener("visibilitychange", () => document.hidden || (state.ve
 
 start().catch((error) => {
   $("loading").hidden = true;
-  $("trouble").textContent = error instanceof Refused ? error.message : "The service cannot be reached. Load the page again.";
-  $("trouble").hidden = false;
+  tellTrouble(error, "The service cannot be reached. Load the page again.");
 });

@@ -48,16 +48,24 @@ export function moveForm(sheet, entry, { venue, zone, back, done }) {
 
   async function offer() {
     const mine = ++latest;
+    when.replaceChildren(); // what was free on another day
     if (!day.value) return;
     const found = await slotsOf(entry, who.value, day.value, zone);
     if (mine !== latest) return; // another day was chosen meanwhile
     const open = found.filter((slot) => isOpenTo(slot, entry));
     when.replaceChildren(...open.map((slot) => el("option", { value: slot.id }, time(slot.starts_at, zone))));
-    when.disabled = submit.disabled = open.length === 0;
+    when.disabled = open.length === 0;
     none.textContent = open.length ? "" : "Nothing is free on that day.";
   }
 
-  for (const control of [who, day]) control.addEventListener("change", () => sheet.busy(offer));
+  /** Offer what is free; where that is nothing, or could not be read, there is nothing to be sent either. */
+  async function ask() {
+    submit.disabled = true;
+    await sheet.busy(offer);
+    submit.disabled = !when.value;
+  }
+
+  for (const control of [who, day]) control.addEventListener("change", ask);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     sheet.busy(async () => {
@@ -65,6 +73,6 @@ export function moveForm(sheet, entry, { venue, zone, back, done }) {
       done();
     });
   });
-  sheet.busy(offer);
+  ask();
   return form;
 }

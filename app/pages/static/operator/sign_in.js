@@ -1,6 +1,8 @@
 // Exchange the operator key for a session, then show the page that was asked for.
 import { call } from "./call.js";
 
+const WORDS = { 401: "This is not the operator key.", 429: "Too many keys were tried from here. Wait a minute, then try again." };
+
 const form = document.querySelector("#sign-in");
 const told = form.querySelector("[role=alert]");
 
@@ -12,7 +14,7 @@ form.addEventListener("submit", async (event) => {
     await call("POST", "/session", { key: form.elements.key.value });
     location.reload();
   } catch (error) {
-    told.textContent = error.status === 401 ? "This is not the operator key." : "The service cannot be reached. Try again.";
+    told.textContent = WORDS[error.status] ?? "The service cannot be reached. Try again.";
     told.hidden = false;
     form.elements.key.select();
   } finally {
