@@ -277,11 +277,107 @@ def test_the_month_tells_on_which_days_something_is_free(
         page.locator("calendar-month").get_by_role("button", name=f"{day:%B} {day.day}", exact=True)
         for day in (DAY, neighbour)
     )
-    expect(other).to_be_disabled()
-    expect(free).to_be_enabled()
+    is_free = re.compile(r"\bfree\b")
+    expect(free).to_have_attribute("part", is_free)
+    expect(other).not_to_have_attribute("part", is_free)
     factories.booking(operator, slot["id"])
     page.get_by_role("button", name="One place more").click()
-    expect(free).to_be_disabled()
+    expect(free).not_to_have_attribute("part", is_free)
+    other.click()
+    expect(page.get_by_text("Nothing is free on this day")).to_be_visible()
+    page.get_by_role("button", name="One place fewer").click()
+    expect(free).to_have_attribute("part", is_free)
+
+
+def test_a_day_that_is_sold_out_has_its_waiting_list(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    [slot] = make_tour(operator, times=1)
+    factories.booking(operator, slot["id"])
+    page = embed(windows(), slot["venue"])
+    expect(page.get_by_text("Nothing is free any more")).to_be_visible()
+    expect(page.locator("calendar-month")).to_be_visible()
+    if not day_button(page, DAY).is_visible():
+        page.get_by_role("button", name="Next month").click()
+    day_button(page, DAY).click()
+    time_of(page, slot).click()
+    expect(page.get_by_role("heading", name="Waiting list")).to_be_visible()
+
+
+def day_button(page: Page, day: datetime) -> Locator:
+    """Find a day of the month that is shown."""
+    return page.locator("calendar-month").get_by_role("button", name=f"{day:%B} {day.day}", exact=True)
+
+
+def test_an_update_swallows_no_click(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    """The button that is pressed stays, whatever changes around it; and so does the focus on it."""
+    slots = make_tour(operator, capacity=3)
+    page = embed(windows(), slots[0]["venue"])
+    pressed = time_of(page, slots[1])
+    pressed.hover()
+    page.mouse.down()
+    for slot in slots:
+        factories.booking(operator, slot["id"])
+        expect(time_of(page, slot)).to_contain_text("2 places left")
+    expect(pressed).to_be_focused()
+    page.mouse.up()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    [held] = heard(page, "slot-held")
+    assert held["slot"]["id"] == slots[1]["id"]
+
+
+def test_what_the_visitor_chooses_is_not_overridden(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    """The first free day is found after another one was chosen; and the way to it stays where it is in an update."""
+    slot, *_ = make_tour(operator)
+    window = windows()
+    finding = detain(window.context, re.compile(r"/v1/slots\?(?!.*from=).*limit=1(&|$)"), "GET")
+    page = embed(window, slot["venue"])
+    first = first_of(page, finding)
+    page.locator("calendar-month button[part~=today]").click()
+    way = page.get_by_role("button", name="Next free day")
+    way.focus()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_response(first.request.url):
+        first.continue_()
+    with page.expect_response(re.compile(r"/v1/slots\?.*limit=100")):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(way).to_be_focused()
+    expect(page.get_by_text("Nothing is free on this day")).to_be_visible()
+    assert [url for url in asked if re.search("limit=1(&|$)", url)] == []
+
+
+def test_who_gave_up_reading_can_read_again(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slot, *_ = make_tour(operator)
+    window = windows()
+    window.expects("503")
+    window.context.route("**/v1/slots?**", lambda each: each.fulfill(status=503, body="{}"))
+    page = embed(window, slot["venue"])
+    page.get_by_role("button", name="Stop trying").click()
+    again = page.get_by_role("button", name="Try again")
+    expect(again).to_be_visible()
+    window.context.unroute("**/v1/slots?**")
+    again.click()
+    expect(time_of(page, slot)).to_be_visible()
+
+
+def test_a_waiting_list_that_ends_in_a_refusal_can_be_joined_again(
+    operator: httpx.Client, windows: Windows, embed: Embed
+) -> None:
+    """The slot is free by now, but this visitor may hold no more."""
+    slot, *_ = make_tour(operator)
+    factories.booking(operator, slot["id"])
+    window = windows()
+    window.expects("409")
+    page = embed(window, slot["venue"])
+    for path, code in (("waiting-list", "slot_available"), ("holds", "hold_limit")):
+        body = json.dumps({"code": code, "detail": "No"})
+        page.route(f"**/v1/{path}", partial(Route.fulfill, status=409, body=body, content_type="application/json"))
+    time_of(page, slot).click()
+    fill_in(page)
+    join = page.get_by_role("button", name="Put me on the list")
+    join.click()
+    expect(page.get_by_role("alert")).to_contain_text("holding several places already")
+    expect(join).to_be_enabled()
+    expect(join).to_be_focused()
 
 
 def test_as_a_button_with_a_dialog(operator: httpx.Client, windows: Windows, embed: Embed) -> None:

@@ -148,7 +148,7 @@ export class Visit {
 
   /** @param resource null: anyone */
   choosePerson(resource) {
-    Object.assign(this.choice, { resource, day: null });
+    Object.assign(this.choice, { resource, day: null, quantity: 1 });
     this.show("time");
   }
 

@@ -42,16 +42,13 @@ function month(visit, limits) {
   made.append(arrow("previous", BACK, t("previous_month")), title, arrow("next", NEXT, t("next_month")), h("calendar-month"));
   let first = null;
 
-  /** Show which days of the month can be chosen. Until that is known, all of them can. */
+  /** Show on which days something is free. The others can be chosen too: what is sold out has a waiting list. */
   async function mark() {
     const asked = first;
     const last = new Date(asked);
     last.setUTCMonth(last.getUTCMonth() + 1, 0);
     const free = await visit.freeDays(iso(asked), iso(last));
-    if (!free || asked !== first) return;
-    const outside = (date) => date < asked || date > last;
-    made.getDayParts = (date) => (free.has(iso(date)) ? "free" : "");
-    made.isDateDisallowed = (date) => !outside(date) && !free.has(iso(date));
+    if (free && asked === first) made.getDayParts = (date) => (free.has(iso(date)) ? "free" : "");
   }
 
   function turn(day) {

@@ -33,9 +33,23 @@ export function time(visit) {
   return { element, focus: lost?.querySelector("button") ?? lost?.querySelector("h3"), refresh: () => refresh(visit, parts) };
 }
 
+/** Show the chosen day, or else the first free one, unless the visitor chooses or leaves before that is known. */
 async function firstDay(visit, parts) {
-  visit.choice.day ??= await nextFree(visit).catch((failure) => visit.explain(failure));
-  await goTo(visit, parts, visit.choice.day ?? dayOf(Date.now(), visit.zone));
+  const { choice } = visit;
+  if (choice.day) return goTo(visit, parts, choice.day);
+  const isWanted = () => !choice.day && parts.title.isConnected;
+  try {
+    const day = await nextFree(visit);
+    if (isWanted()) await goTo(visit, parts, day ?? dayOf(Date.now(), visit.zone));
+  } catch (failure) {
+    if (isWanted()) stuck(visit, parts, failure, () => firstDay(visit, parts));
+  }
+}
+
+/** Nothing can be read now: say so, and leave a way to go on. */
+function stuck(visit, parts, failure, onclick) {
+  visit.explain(failure);
+  setEmpty(parts, null, button(visit.t("try_again"), onclick));
 }
 
 function nextFree(visit, from) {
@@ -46,61 +60,93 @@ function nextFree(visit, from) {
 async function chooseDay(visit, parts, day) {
   parts.title.textContent = visit.format.day(day);
   parts.times.replaceChildren();
-  parts.empty.replaceChildren(h("p", { class: "quiet" }, visit.t("loading")));
-  await visit.chooseDay(day).catch((failure) => visit.explain(failure));
+  setEmpty(parts, null, h("p", { class: "quiet" }, visit.t("loading")));
+  try {
+    await visit.chooseDay(day);
+  } catch (failure) {
+    const isWanted = visit.choice.day === day && parts.title.isConnected;
+    if (isWanted) stuck(visit, parts, failure, () => chooseDay(visit, parts, day));
+  }
 }
 
 // -- what is free -----------------------------------------------------------------------------------------------------
 
 function refresh(visit, parts) {
   const offered = times(visit.shown, visit.choice.quantity);
-  const focused = parts.times.getRootNode().activeElement?.dataset.at;
   showQuantity(visit, parts);
-  parts.times.replaceChildren(...offered.map((each) => h("li", {}, timeButton(visit, each))));
-  parts.times.querySelector(`[data-at="${focused}"]`)?.focus();
+  showTimes(visit, parts, offered);
   parts.wait.hidden = !offered.some(({ state }) => state === "sold_out");
-  if (offered.some(({ state }) => state === "free" || state === "held")) parts.empty.replaceChildren();
+  if (offered.some(({ state }) => state === "free" || state === "held")) setEmpty(parts, null);
   else showEmpty(visit, parts);
 }
 
-function timeButton(visit, { startsAt, state, slots }) {
-  const { t, format } = visit;
-  const [slot] = slots;
-  const note = {
-    free: slot.capacity > 1 && t("places_left", { n: slot.available }),
-    few: t("places_left", { n: slot.available }),
-    held: t("held"),
-    sold_out: t("sold_out"),
-  }[state];
-  const free = slots.filter((each) => each.available >= visit.choice.quantity);
-  const props = { class: `time ${state}`, part: `time ${state}`, "data-at": startsAt, "aria-disabled": (state === "few" || state === "held") && "true" };
-  const act = async (event) => {
-    if (state === "sold_out") return visit.askToWait(slot);
-    if (state !== "free") return visit.toast.announce(whyNot(visit, startsAt, state, note));
-    const pressed = event.currentTarget;
-    pressed.setAttribute("aria-busy", "true");
-    await visit.take(free);
-    pressed.removeAttribute("aria-busy");
-  };
-  return button([h("span", {}, format.time(startsAt)), note && h("small", {}, note)], act, props);
+/** Keep the buttons, and change what is different: one may be pressed, or have the focus, at this moment. */
+function showTimes(visit, parts, offered) {
+  const known = new Map([...parts.times.children].map((each) => [each.firstChild.dataset.at, each]));
+  const wanted = new Set(offered.map(({ startsAt }) => startsAt));
+  for (const [startsAt, each] of known) if (!wanted.has(startsAt)) each.remove();
+  let at = parts.times.firstChild;
+  for (const each of offered) {
+    const entry = known.get(each.startsAt) ?? h("li", {}, timeButton(visit, parts, each.startsAt));
+    if (entry === at) at = at.nextSibling;
+    else parts.times.insertBefore(entry, at);
+    showState(visit, entry.firstChild, each);
+  }
+  parts.offered = new Map(offered.map((each) => [each.startsAt, each]));
 }
 
-function whyNot({ t, format }, startsAt, state, note) {
-  return state === "held" ? t("held_note", { time: format.time(startsAt) }) : note;
+function timeButton(visit, parts, startsAt) {
+  const act = (event) => press(visit, event.currentTarget, parts.offered.get(startsAt));
+  return button([h("span", {}, visit.format.time(startsAt)), h("small")], act, { "data-at": startsAt });
+}
+
+function showState(visit, made, offered) {
+  const { state } = offered;
+  const note = made.lastChild;
+  const text = noteOf(visit, offered);
+  if (note.textContent !== text) note.textContent = text;
+  for (const name of ["class", "part"]) made.setAttribute(name, `time ${state}`);
+  if (state === "few" || state === "held") made.setAttribute("aria-disabled", "true");
+  else made.removeAttribute("aria-disabled");
+}
+
+function noteOf({ t }, { state, slots: [slot] }) {
+  if (state === "free" && slot.capacity === 1) return "";
+  return state === "free" || state === "few" ? t("places_left", { n: slot.available }) : t(state);
+}
+
+async function press(visit, pressed, offered) {
+  const { startsAt, state, slots } = offered;
+  if (state === "sold_out") return visit.askToWait(slots[0]);
+  if (state === "held") return visit.toast.announce(visit.t("held_note", { time: visit.format.time(startsAt) }));
+  if (state === "few") return visit.toast.announce(noteOf(visit, offered));
+  pressed.setAttribute("aria-busy", "true");
+  await visit.take(slots.filter((each) => each.available >= visit.choice.quantity));
+  return pressed.removeAttribute("aria-busy");
 }
 
 function showEmpty(visit, parts) {
-  const { t } = visit;
-  const after = beginOf(daysAfter(visit.choice.day, 1), visit.zone);
-  parts.empty.replaceChildren(h("p", {}, t("none_that_day")));
-  if (parts.asking === visit.choice.day) return;
-  parts.asking = visit.choice.day;
-  nextFree(visit, after).catch(() => null).then((day) => {
-    if (parts.asking !== visit.choice.day || !parts.empty.firstChild) return;
-    const go = day && button(t("next_free", { day: visit.format.day(day) }), () => goTo(visit, parts, day), { class: "primary" });
-    parts.empty.append(go || h("p", { class: "quiet" }, t("nothing_soon")));
-    parts.asking = null;
-  });
+  const { t, choice } = visit;
+  const about = `${choice.day} ${choice.quantity}`;
+  if (parts.about === about) return;
+  setEmpty(parts, about, h("p", {}, t("none_that_day")));
+  const again = () => {
+    setEmpty(parts, null);
+    showEmpty(visit, parts);
+  };
+  const nextDay = (day) => {
+    if (!day) return h("p", { class: "quiet" }, t("nothing_soon"));
+    return button(t("next_free", { day: visit.format.day(day) }), () => goTo(visit, parts, day), { class: "primary" });
+  };
+  nextFree(visit, beginOf(daysAfter(choice.day, 1), visit.zone))
+    .then(nextDay, () => button(t("try_again"), again))
+    .then((found) => parts.about === about && parts.empty.append(found));
+}
+
+/** Show something where there are no times, and note what it is about: the same is not asked again. */
+function setEmpty(parts, about, ...shown) {
+  parts.about = about;
+  parts.empty.replaceChildren(...shown);
 }
 
 function goTo(visit, parts, day) {
@@ -112,7 +158,7 @@ function goTo(visit, parts, day) {
 
 function showQuantity(visit, parts) {
   const { t, choice } = visit;
-  const most = () => Math.max(1, ...[...visit.slots.values()].map((slot) => slot.capacity));
+  const most = () => Math.max(choice.quantity, ...[...visit.slots.values()].map((slot) => slot.capacity));
   parts.quantity.hidden = most() === 1;
   if (most() === 1 || parts.quantity.firstChild) return;
   const count = h("output", {}, String(choice.quantity));
