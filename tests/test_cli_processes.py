@@ -141,6 +141,14 @@ def gone(pids: Sequence[int]) -> bool:
     return not [pid for pid in pids if Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_a_dead_worker_is_replaced(settings):
     with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
         before = children(service.process.pid)
@@ -157,7 +165,8 @@ def test_workers_end_with_a_killed_parent_and_free_the_port(settings):
         service.process.kill()
         eventually(lambda: gone(workers), "the workers to end")
         port = int(service.url.rpartition(":")[2])
-        socket.create_server(("127.0.0.1", port)).close()
+        # A process that ends has lost its command line a moment before its sockets.
+        eventually(lambda: is_free(port), "the port to be free")
 
 
 def test_a_terminated_service_ends_cleanly_with_its_workers(settings):
