@@ -1070,6 +1070,17 @@ def test_no_such_venue(operator: httpx.Client, windows: Windows, embed: Embed) -
     expect(page.get_by_role("alert").filter(has_text="no such place")).to_be_visible()
 
 
+def test_a_clock_that_is_ahead_hides_no_free_day(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slot, *_ = make_tour(operator)
+    window = windows()
+    window.context.clock.set_fixed_time(datetime.now(UTC) + timedelta(days=400))
+    page = embed(window, slot["venue"])
+    expect(time_of(page, slot)).to_be_visible()
+    day = page.locator("calendar-month").get_by_role("button", name=f"{DAY:%B} {DAY.day}", exact=True)
+    expect(day).to_be_enabled()
+    expect(day).not_to_have_attribute("aria-disabled", "true")
+
+
 def test_without_the_month_picker_there_is_the_browsers_own(
     operator: httpx.Client, windows: Windows, embed: Embed
 ) -> None:

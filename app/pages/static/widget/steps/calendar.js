@@ -18,6 +18,7 @@ export function calendar(visit, choose) {
   function show(day) {
     shown = day;
     if (!picker) return;
+    if (day < picker.min) picker.min = day; // the service knows it to be free: the visitor's clock is ahead
     picker.value = picker.focusedDate = day;
     picker.turn?.(day);
   }
