@@ -48,9 +48,10 @@ def some_facts(
     starts_in: timedelta = timedelta(hours=2),
     lasting: timedelta = timedelta(hours=1),
     buffer: timedelta | None = None,
+    now: datetime | None = None,
 ) -> SlotFacts:
     """A slot of an event; with a buffer, be it of no time, one of a person."""
-    starts_at = datetime.now(UTC).replace(microsecond=0) + starts_in
+    starts_at = (now or datetime.now(UTC)).replace(microsecond=0) + starts_in
     ends_at = starts_at + lasting
     return SlotFacts(
         id=slot_id or uuid4(),

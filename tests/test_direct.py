@@ -12,6 +12,7 @@ import pytest
 
 from app.api import answers, public
 from app.api.direct import Direct
+from app.settings import Settings
 from tests import factories
 from tests.factories import booking_body
 from tests.service import CUSTOMER, Service
@@ -161,7 +162,9 @@ class Behind:
 
     def __init__(self) -> None:
         self.state = SimpleNamespace(
-            engine=SimpleNamespace(settings=SimpleNamespace(operator_key="k" * 16, secrets=("s" * 32,))),
+            engine=SimpleNamespace(
+                settings=Settings(redis_url="", database_url="", operator_key="k" * 16, secrets=("s" * 32,))
+            ),
             appointments=None,
         )
         self.asked = False

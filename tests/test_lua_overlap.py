@@ -4,7 +4,7 @@ As in `test_lua`, with a clock that stands still. A slot is written as (begins, 
 """
 
 import itertools
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,6 +27,10 @@ DAY_MS = 86_400_000
 REPEATS = (2, 3, 11)
 
 
+#: Of all slots here: one made a second later than its neighbour would overlap it by a second.
+NOW = datetime.now(UTC)
+
+
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holds_module, "WAIT_SLICES", 400)
@@ -46,6 +50,7 @@ def slots_of(*times: tuple[int, int], resource_id: UUID | None = None, buffer: i
             starts_in=timedelta(hours=2, minutes=begins),
             lasting=timedelta(minutes=lasts),
             buffer=None if buffer is None else timedelta(minutes=buffer),
+            now=NOW,
         )
         for begins, lasts in times
     ]
