@@ -165,6 +165,7 @@ CREATE VIEW money_mismatches AS
                 THEN 'paid, but neither booked nor refunded'
             WHEN p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND b.status = 'confirmed'
                 THEN 'refunded, but still booked'
+            WHEN p.refunded_amount > p.paid_amount THEN 'more given back than was paid' -- by Stripe and by hand, say
             WHEN p.refund_status = 'failed' THEN 'its refund failed'
             WHEN p.status NOT IN ('paid', 'mismatched') THEN 'over for more than an hour, and Stripe not asked what became of it'
             ELSE 'owed for more than an hour, and not given back'
@@ -173,6 +174,7 @@ CREATE VIEW money_mismatches AS
     WHERE p.status = 'paid' AND p.refund_status = 'none' AND b.status IS DISTINCT FROM 'confirmed'
         OR p.refund_status IN ('due', 'done') AND p.refunded_amount >= p.paid_amount AND p.paid_amount > 0
             AND b.status = 'confirmed'
+        OR p.refunded_amount > p.paid_amount
         OR p.refund_status = 'failed'
         OR p.refund_status = 'due' AND p.owed_at < clock_timestamp() - interval '1 hour'
         OR p.status IN ('creating', 'open', 'closing', 'abandoned') AND p.expires_at < clock_timestamp() - interval '1 hour'
