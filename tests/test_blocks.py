@@ -5,6 +5,7 @@ Against two worker processes. A block is a slot that takes its own place (migrat
 
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from app.cli.doctor import INVARIANTS
 from app.engine import running
 from app.settings import Settings
 from tests import factories
-from tests.service import CUSTOMER, OPERATOR_KEY, SECRET, Service, all_at_once, booking_body
+from tests.service import CUSTOMER, OPERATOR_KEY, SECRET, Service, all_at_once, booking_body, eventually
 
 HOUR = timedelta(hours=1)
 
@@ -347,3 +348,34 @@ def test_nobody_with_psql_gets_around_it(service: Service, operator: httpx.Clien
             connection.execute("TRUNCATE blocks")
         connection.execute("DELETE FROM blocks WHERE id = %s", (second["id"],))
     assert_occupied_once(service, ada["id"])
+
+
+def test_whoever_occupies_a_person_waits_for_a_turn(
+    service: Service, operator: httpx.Client, ada: dict[str, Any]
+) -> None:
+    """Without turns, two who have both written what the constraint compares wait for each other: a deadlock."""
+
+    def occupy(connection: psycopg.Connection[Any], *, begins: int, ends: int) -> str:
+        since, until = (factories.START + n * HOUR for n in (begins, ends))
+        values = (uuid.uuid4(), ada["id"], since, until)
+        [word] = connection.execute("SELECT block_time(%s, %s, %s, %s, NULL, 'operator', NULL)", values).fetchone() or [
+            ""
+        ]
+        return str(word)
+
+    def is_waiting(pid: int) -> bool:
+        waiting = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+        return bool(service.query(waiting, pid))
+
+    with (
+        psycopg.connect(service.database_url) as one,
+        psycopg.connect(service.database_url) as two,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        assert occupy(one, begins=1, ends=2) == "blocked"
+        rival = thread.submit(occupy, two, begins=1, ends=4)
+        eventually(lambda: is_waiting(two.info.backend_pid), "the rival waits")
+        assert occupy(one, begins=3, ends=4) == "blocked"
+        one.commit()
+        with pytest.raises(pg.ExclusionViolation):
+            rival.result()

@@ -202,7 +202,7 @@ async def test_a_swap_that_only_the_exclusion_constraint_refuses_is_a_refusal(se
 
 def waits_for_another(service: Service) -> bool:
     [(waiting,)] = service.query(
-        "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' AND pid IN"
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'advisory') AND pid IN"
         " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
     )
     return bool(waiting)

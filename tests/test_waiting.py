@@ -545,7 +545,7 @@ def test_an_offer_that_meets_a_rival_of_the_same_person_fails_alone(service: Ser
         )
         opened = thread.submit(line.operator.patch, f"/v1/slots/{slot_id}", json={"status": "open"})
         eventually(
-            lambda: bool(line.service.query("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")),
+            lambda: bool(line.service.query("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'")),
             "the offer to wait for the rival",
         )
         connection.commit()

@@ -6,7 +6,7 @@ ALTER TABLE bookings
     ADD COLUMN version integer NOT NULL DEFAULT 1 CONSTRAINT bookings_version_positive CHECK (version > 0);
 
 -- Take places from slots (or give them back, when negative), and keep what persons and places are occupied with: as in
--- 0005, but what becomes free makes room first.
+-- 0005, but what becomes free makes room first, and whoever occupies a person or place waits for a turn.
 CREATE OR REPLACE FUNCTION take_places(slot_ids uuid[], quantities bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     now_occupied uuid[];
@@ -27,6 +27,10 @@ BEGIN
         DELETE FROM occupied WHERE slot_id = ANY (now_free);
     END IF;
     IF now_occupied IS NOT NULL THEN
+        -- An exclusion constraint writes first and looks afterwards: two who have both written wait for each other, until
+        -- the server calls it a deadlock, a second later. So they write one after the other, persons in one order.
+        PERFORM pg_advisory_xact_lock(hashtextextended('occupied', resource_no))
+        FROM (SELECT DISTINCT resource_no FROM slots WHERE id = ANY (now_occupied) ORDER BY resource_no) AS persons;
         INSERT INTO occupied (slot_id, resource_no, during)
         SELECT id, resource_no, tstzrange(starts_at, occupied_until) FROM slots WHERE id = ANY (now_occupied)
         ON CONFLICT (slot_id) DO NOTHING;  -- several bookings share one class
