@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from app.booking import INNER_TTL_MS, Caller
+from app.breaker import RedisAway
 from app.domain import Counts, SlotFacts
 from app.engine import Engine
 from app.errors import (
@@ -26,7 +27,7 @@ from app.errors import (
     Unavailable,
     VenueNotFound,
 )
-from app.holds import Doubtful, Occupied, RedisAway, Taken
+from app.holds import Doubtful, Occupied, Taken
 from app.ledger import Ledger, RuleViolated, counts_of
 from app.tokens import id_from_key, new_id
 

@@ -25,6 +25,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.breaker import NotAsked, RedisAway
 from app.claims import claimed, given_up
 from app.domain import (
     Alternatives,
@@ -55,7 +56,7 @@ from app.errors import (
     SlotUnavailable,
     Unavailable,
 )
-from app.holds import Doubtful, Extended, Full, Gone, NotAsked, Occupied, RedisAway, Taken, to_ms
+from app.holds import Doubtful, Extended, Full, Gone, Occupied, Taken, to_ms
 from app.ledger import CommitRequest, NewPayment, Outcome, StoredBooking
 from app.telemetry import BACKSTOP_CONFLICTS, outcomes
 from app.tokens import HoldGrant, from_ms, id_from_key, manage_token, new_id, read_hold, sign_hold, token_hash

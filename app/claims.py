@@ -16,10 +16,11 @@ from uuid import UUID
 
 import msgspec
 
+from app.breaker import RedisAway
 from app.domain import SlotFacts
 from app.engine import Engine
 from app.errors import HeldTooMuch, Problem, Unavailable
-from app.holds import Extended, InTheWay, RedisAway
+from app.holds import Extended, InTheWay
 from app.limits import Limit
 from app.settings import Rate
 from app.tokens import derived_id

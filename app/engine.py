@@ -17,13 +17,15 @@ from typing import Any
 import structlog
 
 from app import feed
+from app.breaker import PROBE_SECONDS, RedisAway, past_the_breaker
 from app.errors import Unavailable
 from app.gateway import gateway
-from app.holds import PROBE_SECONDS, Holds, RedisAway, connect
+from app.holds import Holds
 from app.ledger import Ledger
 from app.limits import Limits
 from app.mirror import Mirror
 from app.payments import Payments
+from app.pipelines import connect
 from app.settings import Settings, SettingsError
 from app.telemetry import MONEY_MISMATCHES
 
@@ -78,7 +80,7 @@ class Engine:
                 if self._later:
                     await asyncio.wait(self._later)
                 await self.ledger.drain()
-                await self.holds.drain()
+                await self.holds.pipelines.drain()
                 await feed.tell(self.holds)
 
 
@@ -101,7 +103,7 @@ async def running(settings: Settings) -> AsyncIterator[Engine]:
     engine = Engine(settings)
     await engine.ledger.pool.open()
     try:
-        if settings.production and await engine.holds.evicts():
+        if settings.production and await engine.holds.pipelines.evicts():
             raise SettingsError("REDIS_URL: this Redis may evict holds; set its maxmemory-policy to noeviction")
         forever = (watch_redis(engine), sweep(engine), feed.keep_telling(engine.holds))
         loops = [asyncio.create_task(work) for work in forever]
@@ -127,7 +129,7 @@ async def watch_redis(engine: Engine) -> None:
         await breaker.opened.wait()
         await asyncio.sleep(PROBE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 many processes, one Redis
         try:
-            if await engine.holds.probe():
+            if await engine.holds.pipelines.probe():
                 await _recover(engine)
         except Exception:
             log.exception("recovery_failed")  # and is tried again: without this loop Redis would stay away for ever
@@ -138,7 +140,7 @@ async def _recover(engine: Engine) -> None:
     if breaker.open_since is None:
         return
     try:
-        with engine.holds.past_the_breaker():
+        with past_the_breaker():
             slots = await engine.mirror.recover(breaker.open_since)
     except (RedisAway, Unavailable) as error:
         log.info("redis_not_trusted_yet", reason=str(error))

@@ -18,7 +18,9 @@ import msgspec
 import structlog
 from redis import exceptions as redis_errors
 
-from app.holds import Holds, RedisAway, bounded, connect
+from app.breaker import RedisAway
+from app.holds import Holds
+from app.pipelines import bounded, connect
 
 log = structlog.get_logger()
 T = TypeVar("T")

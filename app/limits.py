@@ -8,8 +8,9 @@ import time
 
 import msgspec
 
+from app.breaker import RedisAway
 from app.errors import Overloaded, RateLimited
-from app.holds import Holds, RedisAway
+from app.holds import Holds
 from app.settings import Rate
 
 #: Clients that a process remembers. Beyond it those longest known are forgotten, which lets them ask again.

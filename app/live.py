@@ -24,11 +24,11 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from app.breaker import RedisAway
 from app.domain import Room, Slot
 from app.engine import Engine
 from app.errors import Overloaded, Unavailable
 from app.feed import Feed, Note, Position, position, written
-from app.holds import RedisAway
 from app.telemetry import LIVE_STREAMS
 
 log = structlog.get_logger()

@@ -15,9 +15,10 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from app.breaker import BrokenKeys, RedisAway
 from app.domain import Alternatives, Counts, Room, Slot, SlotFacts
 from app.errors import SlotNotFound
-from app.holds import MOST_HOLDS, BrokenKeys, Holds, Mirrored, RedisAway
+from app.holds import MOST_HOLDS, Holds, Mirrored
 from app.ledger import Ledger
 from app.telemetry import DRIFT, MIRROR_LOADS
 
@@ -265,7 +266,7 @@ class Mirror:
                 for counts, ids in changed
                 for booking_id in ids
             ]
-            await self.holds.run_many(calls)
+            await self.holds.pipelines.run_many(calls)
             slots += len(changed)
         await self.release_unheard()
         return slots
@@ -309,7 +310,7 @@ class Mirror:
         for counts in await self.ledger.counts(sorted(slot_ids)):
             [mirrored] = await self.holds.inspect([(counts.resource_id, counts.slot_id)])
             settled = await self.ledger.settled_among([hold.id for hold in mirrored.holds])
-            await self.holds.run_many(
+            await self.holds.pipelines.run_many(
                 [
                     *(self.holds.settle_call(counts, hold_id, remember=False) for hold_id in settled),
                     self.holds.sync_call(counts, repair=True),

@@ -10,6 +10,7 @@ import msgspec
 
 from app import booking
 from app.booking import Caller, Claim
+from app.breaker import RedisAway
 from app.domain import Booking
 from app.engine import Engine
 from app.errors import (
@@ -21,7 +22,7 @@ from app.errors import (
     SlotNotFound,
     SlotUnavailable,
 )
-from app.holds import Full, Occupied, RedisAway, Taken
+from app.holds import Full, Occupied, Taken
 from app.ledger import Moved, RuleViolated
 from app.telemetry import outcomes
 from app.tokens import new_id

@@ -15,6 +15,7 @@ import msgspec
 
 from app import booking
 from app.booking import Caller, Claim
+from app.breaker import RedisAway
 from app.claims import claimed
 from app.domain import Booking, Customer, Hold, UnavailableReason
 from app.engine import Engine
@@ -27,7 +28,7 @@ from app.errors import (
     SlotUnavailable,
     Unavailable,
 )
-from app.holds import Full, Occupied, RedisAway, Taken
+from app.holds import Full, Occupied, Taken
 from app.ledger import CommitRequest, Outcome, RuleViolated
 from app.telemetry import outcomes
 from app.tokens import id_from_key, manage_token, new_id, token_hash

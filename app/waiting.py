@@ -22,6 +22,7 @@ import structlog
 
 from app import booking
 from app.booking import Caller
+from app.breaker import RedisAway
 from app.domain import Customer, Slot
 from app.engine import Engine
 from app.errors import (
@@ -37,7 +38,7 @@ from app.errors import (
     Unavailable,
     VenueNotFound,
 )
-from app.holds import RedisAway, Taken
+from app.holds import Taken
 from app.ledger import Ledger, counts_of
 from app.telemetry import outcomes
 from app.tokens import HoldGrant, id_from_key, new_id, sign_hold, waiting_token

@@ -8,10 +8,11 @@ import pytest
 import structlog
 
 import app.booking
+import app.breaker
 import app.engine
-import app.holds
 import app.ledger
 import app.mirror
+import app.pipelines
 from tests.service import bundled_redis_server, postgres, service, with_redis, without_redis
 
 #: The tests start hundreds of processes, each of which would compile all that it imports.
@@ -33,6 +34,6 @@ def _logs_as_at_the_start() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
     structlog.reset_defaults()
-    for module in (app.booking, app.engine, app.holds, app.ledger, app.mirror):
+    for module in (app.booking, app.breaker, app.engine, app.ledger, app.mirror, app.pipelines):
         if hasattr(module, "log"):
             module.log = structlog.get_logger()  # the old one remembers how it was first used

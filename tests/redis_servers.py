@@ -21,7 +21,7 @@ import fakeredis
 import pytest
 import redis
 
-from app.holds import Client, connect
+from app.pipelines import Client, connect
 
 START_SECONDS = 60.0
 SLOTS = 16384

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 from app.domain import Counts, Slot, SlotFacts
-from app.holds import Client, Holds, Script, read_scripts, slot_keys
+from app.holds import Holds, slot_keys
+from app.pipelines import Client, Script, read_scripts
 
 HOUR_MS = 3_600_000
 TIME_CALL = "redis.call('TIME')"
@@ -20,7 +21,7 @@ class ClockedHolds(Holds):
 
     def __init__(self, client: Client, texts: dict[str, str] | None = None) -> None:
         super().__init__(client)
-        self._texts = {name: script.text for name, script in self._scripts.items()} | (texts or {})
+        self._texts = {name: script.text for name, script in self.pipelines.scripts.items()} | (texts or {})
         self.set_clock(int(time.time() * 1000))
 
     def set_clock(self, now_ms: int) -> None:
@@ -28,7 +29,8 @@ class ClockedHolds(Holds):
         clock = f"{{'{now_ms // 1000}', '{now_ms % 1000 * 1000 + 999}'}}"  # microseconds that must not be rounded up
         for name, text in self._texts.items():
             moved = text.replace(TIME_CALL, clock)
-            self._scripts[name] = Script(moved, hashlib.sha1(moved.encode(), usedforsecurity=False).hexdigest())
+            sha = hashlib.sha1(moved.encode(), usedforsecurity=False).hexdigest()
+            self.pipelines.scripts[name] = Script(moved, sha)
 
     def tick(self, milliseconds: int) -> None:
         self.set_clock(self.now_ms + milliseconds)

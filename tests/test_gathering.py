@@ -27,9 +27,9 @@ import app.ledger
 from app.coalesce import Coalescer
 from app.engine import Engine
 from app.errors import Busy
-from app.holds import Call
 from app.ledger import CommitRequest, Ledger, Outcome
 from app.main import create_app
+from app.pipelines import Call
 from app.settings import Settings
 from app.tokens import new_id
 from tests.faults import FaultProxy
@@ -153,7 +153,7 @@ class Inside:
         slots = await make_slots(self.service, self.client, *capacities, **more)
         for slot_id in slots:
             await self.engine.mirror.facts(uuid.UUID(slot_id))
-        await self.engine.holds.drain()
+        await self.engine.holds.pipelines.drain()
         return slots
 
     async def book(self, asked: Sequence[dict[str, Any]]) -> list[httpx.Response]:
@@ -196,7 +196,7 @@ async def running(service: Service) -> AsyncIterator[Inside]:
         ):
             engine: Engine = litestar.state.engine
             commits = watched(engine.ledger._commits)
-            pipelines = watched(engine.holds._lane(Call("room", ("any",), ())))
+            pipelines = watched(engine.holds.pipelines._lane(Call("room", ("any",), ())))
             yield Inside(service, client, engine, to_redis, to_postgres, commits, pipelines)
             proxies.close()  # what waits for a swallowed reply ends here
 

@@ -10,22 +10,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app import holds as holds_module
+from app import pipelines
+from app.breaker import RedisAway
 from app.domain import Counts, Room, SlotFacts
-from app.holds import (
-    FRESH_SECONDS,
-    SETTLED_SECONDS,
-    Call,
-    Client,
-    Extended,
-    Full,
-    Gone,
-    Holds,
-    RedisAway,
-    Taken,
-    slot_keys,
-    to_ms,
-)
+from app.holds import FRESH_SECONDS, SETTLED_SECONDS, Extended, Full, Gone, Holds, Taken, slot_keys, to_ms
+from app.pipelines import Call, Client
 from tests.redis_servers import anyio_backend, client_fixture, cluster, redis6, redis7, redis_url  # noqa: F401 fixtures
 from tests.slots import HOUR_MS, ClockedHolds, altered, assert_adds_up, counts_of, some_facts, stored
 
@@ -39,7 +28,7 @@ REPEATS = (2, 3, 11)
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a server that a busy machine slows down: here it is asked what it says, not how fast."""
-    monkeypatch.setattr(holds_module, "WAIT_SLICES", 400)
+    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
 
 
 @pytest.fixture
@@ -69,12 +58,12 @@ async def room(holds: Holds, facts: SlotFacts) -> Room | None:
 
 
 async def settle_word(holds: Holds, counts: Counts, hold_id: UUID, *, remember: bool = True) -> str:
-    [word] = await holds.run(holds.settle_call(counts, hold_id, remember=remember))
+    [word] = await holds.pipelines.run(holds.settle_call(counts, hold_id, remember=remember))
     return str(word)
 
 
 async def sync_word(holds: Holds, counts: Counts, *, repair: bool = False) -> str:
-    [word] = await holds.run(holds.sync_call(counts, repair=repair))
+    [word] = await holds.pipelines.run(holds.sync_call(counts, repair=repair))
     return str(word)
 
 
@@ -776,7 +765,7 @@ async def test_control_a_key_of_another_tag_is_refused_by_the_cluster(
     call = Call("room", (mirror, other, other), ())
     if request.node.callspec.params["redis_url"] == "cluster":
         with pytest.raises(RedisAway) as caught:
-            await holds.run(call)
+            await holds.pipelines.run(call)
         assert re.search("same (key )?slot", str(caught.value.__cause__))  # the server's words, or its client's
     else:
-        assert await holds.run(call) == ["room", []]
+        assert await holds.pipelines.run(call) == ["room", []]

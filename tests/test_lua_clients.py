@@ -5,8 +5,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app import holds as holds_module
-from app.holds import Client, InTheWay
+from app import pipelines
+from app.holds import InTheWay
+from app.pipelines import Client
 from app.tokens import from_ms
 from tests.redis_servers import (  # noqa: F401 fixtures
     anyio_backend,
@@ -28,7 +29,7 @@ TTL = 60_000
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a server that a busy machine slows down, as `test_lua` does."""
-    monkeypatch.setattr(holds_module, "WAIT_SLICES", 400)
+    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import redis
 from redis.crc import key_slot
 
 from app import holds
-from app.holds import Call, Holds, read_scripts, slot_keys
+from app.holds import Holds, slot_keys
 from app.paths import lua_dir
+from app.pipelines import Call, read_scripts
 from tests.redis_servers import bundled_redis, running_redis
 from tests.slots import counts_of, some_facts
 

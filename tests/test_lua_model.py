@@ -30,22 +30,10 @@ from hypothesis.stateful import (
 )
 from msgspec import UNSET
 
-from app import holds as holds_module
+from app import pipelines
 from app.domain import Counts, Room, SlotFacts
-from app.holds import (
-    FRESH_SECONDS,
-    SETTLED_SECONDS,
-    Call,
-    Doubtful,
-    Extended,
-    Full,
-    Gone,
-    Occupied,
-    Taken,
-    connect,
-    slot_keys,
-    to_ms,
-)
+from app.holds import FRESH_SECONDS, SETTLED_SECONDS, Doubtful, Extended, Full, Gone, Occupied, Taken, slot_keys, to_ms
+from app.pipelines import Call, connect
 from tests.redis_servers import redis6  # noqa: F401 a fixture
 from tests.slots import ClockedHolds, a_slot, altered, counts_of
 
@@ -468,7 +456,7 @@ class HoldScripts(RuleBasedStateMachine):
         self.tell(slot, self.holds.sync_call(counts, repair=repair), expected, counts.version)
 
     def tell(self, slot: int, call: Call, expected: Reply, version: int) -> None:
-        [answer] = self.run(self.holds.run_many([call]))
+        [answer] = self.run(self.holds.pipelines.run_many([call]))
         assert answer == expected
         self.told[slot] = max(self.told[slot], version)
         known = self.models[slot].counts
@@ -628,7 +616,7 @@ def bounds(examples: int) -> settings:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds_module, "WAIT_SLICES", 400)
+    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
 
 
 def test_the_scripts_do_what_the_model_says_on_fakeredis() -> None:

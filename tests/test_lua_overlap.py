@@ -13,9 +13,10 @@ import pytest
 import redis
 from msgspec import UNSET
 
-from app import holds as holds_module
+from app import pipelines
 from app.domain import Counts, SlotFacts
-from app.holds import FRESH_SECONDS, Client, Doubtful, Extended, Full, Occupied, Taken, slot_keys, to_ms
+from app.holds import FRESH_SECONDS, Doubtful, Extended, Full, Occupied, Taken, slot_keys, to_ms
+from app.pipelines import Client
 from tests.redis_servers import anyio_backend, client_fixture, cluster, redis6, redis7, redis_url  # noqa: F401 fixtures
 from tests.slots import ClockedHolds, a_slot, counts_of, some_facts
 
@@ -33,7 +34,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds_module, "WAIT_SLICES", 400)
+    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
 
 
 @pytest.fixture
@@ -360,7 +361,7 @@ async def test_other_refusals_come_first(holds: ClockedHolds) -> None:
 
 async def test_counts_that_do_not_tell_whose_they_are_make_no_mirror(holds: ClockedHolds) -> None:
     [facts] = slots_of((0, 60))
-    [reply] = await holds.run_many([holds.sync_call(silent(counts_of(facts)))])
+    [reply] = await holds.pipelines.run_many([holds.sync_call(silent(counts_of(facts)))])
     assert reply == ["unknown"]
     assert not await holds.client.exists(*slot_keys(facts.resource_id, facts.id).values())
 

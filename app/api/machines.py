@@ -46,7 +46,7 @@ class Readiness:
 
     async def _redis(self) -> str:
         """Redis away is no reason to be taken out of service: bookings go on without it (design 7)."""
-        return "ok" if self._engine.redis_ok and await self._engine.holds.probe() else "degraded"
+        return "ok" if self._engine.redis_ok and await self._engine.holds.pipelines.probe() else "degraded"
 
 
 @route("/livez", http_method=["GET", "HEAD"], include_in_schema=False)

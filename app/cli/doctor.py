@@ -305,7 +305,7 @@ def _redis_checks(client: Any) -> Iterator[Check]:
 
 
 def _scripts(client: Any) -> Check:
-    from app.holds import read_scripts
+    from app.pipelines import read_scripts
 
     scripts = read_scripts()
     refused = [name for name, script in scripts.items() if client.script_load(script.text) != script.sha]

@@ -62,7 +62,7 @@ def explain(error: Exception) -> tuple[int, str]:
             return UNREACHABLE, f"Postgres cannot be reached: {known}"
         case Problem():
             return _code_of(error), error.detail
-    if _is(error, "app.holds", "RedisAway"):
+    if _is(error, "app.breaker", "RedisAway"):
         return UNREACHABLE, f"Redis cannot be reached: {error}"
     if _is(error, "app.embedded", "EmbeddedError"):
         return FAILED, str(error)

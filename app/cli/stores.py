@@ -71,7 +71,7 @@ def require_redis(engine: "Engine", consequence: str) -> None:
     Raises:
         RedisAway
     """
-    from app.holds import RedisAway
+    from app.breaker import RedisAway
 
     if engine.holds.breaker.failures:
         raise RedisAway(consequence)
@@ -122,12 +122,13 @@ def revisions() -> tuple[set[str], str]:
 def evicts(redis_url: str) -> bool:
     import asyncio
 
-    from app.holds import Holds, connect
+    from app.holds import Holds
+    from app.pipelines import connect
 
     async def ask() -> bool:
         holds = Holds(connect(redis_url))
         try:
-            return await holds.evicts()
+            return await holds.pipelines.evicts()
         finally:
             with suppress(Exception):
                 await holds.client.aclose()

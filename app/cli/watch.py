@@ -73,7 +73,7 @@ async def live(engine: "Engine", venue: str | None, interval: float, seconds: fl
         while (now := time.monotonic()) < until:
             shown = await read_holds(engine, venue, None)
             away = engine.holds.breaker.failures > 0
-            if away and await engine.holds.probe():
+            if away and await engine.holds.pipelines.probe():
                 engine.holds.breaker.close()
             while time.monotonic() < min(now + interval, until):
                 passed = timedelta(seconds=time.monotonic() - now)
@@ -107,7 +107,7 @@ def _picture(shown: list[Shown], passed: timedelta, *, away: bool) -> "Renderabl
 async def _told_away(engine: "Engine", before: bool) -> bool:
     """Tell once that Redis went away, and once that it is back."""
     away = engine.holds.breaker.failures > 0
-    if away and await engine.holds.probe():
+    if away and await engine.holds.pipelines.probe():
         engine.holds.breaker.close()
     if away != before:
         say("Redis cannot be reached: only what Postgres keeps is told" if away else "Redis is back")

@@ -7,9 +7,10 @@ from uuid import UUID
 
 import msgspec
 
+from app.breaker import RedisAway
 from app.cli.show import ago, local, out, span, table
 from app.errors import SlotNotFound
-from app.holds import Mirrored, RedisAway
+from app.holds import Mirrored
 
 if TYPE_CHECKING:
     from app.domain import Slot

@@ -16,7 +16,8 @@ import psycopg
 import redis
 from psycopg.conninfo import conninfo_to_dict
 
-from app.holds import FORGET_AFTER, read_scripts, slot_keys, to_ms
+from app.holds import FORGET_AFTER, slot_keys, to_ms
+from app.pipelines import read_scripts
 from app.tokens import new_id
 from tests.bench.stack import BenchFailed
 

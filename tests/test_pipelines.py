@@ -16,24 +16,13 @@ import fakeredis
 import pytest
 import redis
 
-from app import holds as holds_module
+from app import pipelines
+from app.breaker import FAILURES_TO_OPEN, RedisAway, past_the_breaker
 from app.domain import Room, SlotFacts
-from app.holds import (
-    FAILURES_TO_OPEN,
-    MAX_CONNECTIONS,
-    WAIT_SLICE_SECONDS,
-    WAIT_SLICES,
-    Extended,
-    Full,
-    Holds,
-    RedisAway,
-    Taken,
-    bounded,
-    connect,
-    slot_keys,
-)
+from app.holds import Extended, Full, Holds, Taken, slot_keys
 from app.ledger import Ledger
 from app.mirror import Mirror
+from app.pipelines import MAX_CONNECTIONS, WAIT_SLICE_SECONDS, WAIT_SLICES, bounded, connect
 from tests.faults import FaultProxy
 from tests.redis_servers import RedisServer, bundled_redis, running_cluster, running_redis, system_redis
 from tests.slots import assert_adds_up, counts_of, some_facts
@@ -220,8 +209,8 @@ async def test_a_redis_that_was_never_there_is_away() -> None:
         for _ in range(FAILURES_TO_OPEN):
             await away(holds.take(some_facts(), uuid4(), 1, TTL))
         assert holds.breaker.is_open
-        assert await holds.probe() is False
-        assert await holds.evicts() is False
+        assert await holds.pipelines.probe() is False
+        assert await holds.pipelines.evicts() is False
 
 
 # -- lost replies -----------------------------------------------------------------------------------------------------
@@ -269,7 +258,7 @@ async def test_a_lost_pipeline_is_sent_again(holds: Holds, proxy: FaultProxy, mo
         holds.settle_call(counts_of(facts, booked=1, version=2), hold_id, remember=True)
         for facts, hold_id in zip(slots, hold_ids, strict=True)
     ]
-    assert await holds.run_many(calls) == [["settled"]] * 3
+    assert await holds.pipelines.run_many(calls) == [["settled"]] * 3
     assert proxy.hits == 1
     for facts in slots:
         assert (await holds.rooms([(facts.resource_id, facts.id)]))[facts.id] == (Room(3, 1, 0, open=True), 2)
@@ -357,7 +346,7 @@ async def assert_not_serving(holds: Holds, call: Callable[[], Awaitable[Any]], s
             await call()
         assert re.search(says, str(caught.value.__cause__))
     assert holds.breaker.is_open
-    assert await holds.probe() is False
+    assert await holds.pipelines.probe() is False
 
 
 NOT_SERVING = {
@@ -378,7 +367,7 @@ async def test_away_is_a_redis_that(either: RedisServer, fault: str, piped: bool
     breaks, heals, says = NOT_SERVING[fault]
     async with holds_at(either.url) as holds:
         facts = await synced(holds)
-        assert await holds.probe() is True
+        assert await holds.pipelines.probe() is True
         with either.admin() as admin:
             admin.execute_command(*breaks.split())
             if piped:
@@ -386,7 +375,7 @@ async def test_away_is_a_redis_that(either: RedisServer, fault: str, piped: bool
             else:
                 await assert_not_serving(holds, lambda: holds.take(facts, uuid4(), 1, TTL), says)
             admin.execute_command(*heals.split())
-        assert await holds.probe() is True
+        assert await holds.pipelines.probe() is True
         holds.breaker.close()
         assert isinstance(await holds.take(facts, uuid4(), 1, TTL), Taken)
 
@@ -404,7 +393,7 @@ async def test_a_redis_busy_with_somebody_elses_script_is_away(direct: Holds, se
         finally:
             killer.script_kill()
             await endless
-    assert await direct.probe() is True
+    assert await direct.pipelines.probe() is True
 
 
 def _run_until_killed(client: redis.Redis) -> None:
@@ -428,7 +417,7 @@ async def test_a_redis_that_is_still_loading_is_away(server: RedisServer, direct
         direct.breaker.close()
         await asyncio.sleep(0.01)
     assert "loading" in words[-1].lower()
-    assert await direct.probe() is False
+    assert await direct.pipelines.probe() is False
 
 
 async def test_a_failing_script_is_logged_and_leaves_the_answer_to_postgres(
@@ -460,14 +449,14 @@ async def test_a_redis_that_may_evict_holds_is_told_apart(
 ) -> None:
     with server.admin() as admin:
         admin.config_set("maxmemory-policy", policy)
-    assert await direct.evicts() is evicts
+    assert await direct.pipelines.evicts() is evicts
 
 
 async def test_a_hosted_redis_that_forbids_config_is_not_refused(direct: Holds, server: RedisServer) -> None:
     with server.admin() as admin:
         admin.config_set("maxmemory-policy", "allkeys-lru")
         admin.execute_command("ACL", "SETUSER", "default", "-config")
-    assert await direct.evicts() is False
+    assert await direct.pipelines.evicts() is False
 
 
 # -- coming back ------------------------------------------------------------------------------------------------------
@@ -500,12 +489,12 @@ async def test_an_open_breaker_lets_only_repairs_through(holds: Holds, proxy: Fa
     for _ in range(FAILURES_TO_OPEN):
         holds.breaker.failed()
     assert holds.breaker.open_since is not None
-    assert await holds.probe() is True
+    assert await holds.pipelines.probe() is True
 
     async def customer() -> str:
         return await away(holds.take(facts, uuid4(), 1, TTL))
 
-    with holds.past_the_breaker():
+    with past_the_breaker():
         await holds.sync([counts_of(facts, booked=1, version=2)])
         # Another request's task, started before or beside the repair, is not part of it.
     assert await asyncio.create_task(customer()) == "the breaker is open"
@@ -528,9 +517,9 @@ async def test_a_breaker_opens_once_however_many_fail_at_once(holds: Holds, serv
 
 async def test_a_probe_does_not_wait_for_a_paused_redis(holds: Holds, server: RedisServer) -> None:
     server.pause()
-    assert await holds.probe() is False
+    assert await holds.pipelines.probe() is False
     server.resume()
-    assert await holds.probe() is True
+    assert await holds.pipelines.probe() is True
     assert holds.breaker.failures == 0  # it asks for itself
 
 
@@ -567,7 +556,7 @@ async def test_one_slots_broken_keys_hold_up_no_others_release(direct: Holds) ->
 
 async def test_work_in_bulk_does_not_stand_in_the_customers_way(direct: Holds, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crowd's bound is for the crowd: what recovery or a list sends neither fills the queue nor is turned away."""
-    monkeypatch.setattr(holds_module, "MAX_WAITING", 5)
+    monkeypatch.setattr(pipelines, "MAX_WAITING", 5)
     facts = await synced(direct, capacity=50)
     slots = [counts_of(some_facts()) for _ in range(300)]
     bulk = asyncio.create_task(direct.sync(slots))
@@ -593,7 +582,7 @@ async def test_an_outage_of_fakeredis_is_one_of_ours_too() -> None:
         await away(holds.take(facts, uuid4(), 1, TTL))
     assert holds.breaker.is_open
     server.connected = True
-    assert await holds.probe() is True
+    assert await holds.pipelines.probe() is True
     await client.aclose()
 
 
@@ -606,7 +595,7 @@ async def test_a_cluster_that_loses_a_shard_serves_the_others(monkeypatch: pytes
             with node.admin() as admin:
                 admin.config_set("cluster-require-full-coverage", "no")
         async with holds_at(f"redis+cluster://127.0.0.1:{nodes[0].port}") as holds:
-            monkeypatch.setattr(holds_module, "WAIT_SLICES", 400)
+            monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
             slots = [some_facts() for _ in range(12)]
             await holds.sync([counts_of(facts) for facts in slots])
             monkeypatch.undo()
