@@ -16,11 +16,10 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from redis import exceptions as redis_errors
 
 from app.breaker import RedisAway
 from app.holds import Holds
-from app.pipelines import bounded, connect
+from app.pipelines import AWAY, bounded, connect
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -38,8 +37,6 @@ MOST_KEPT = 10_000
 BLOCK_MS = 500
 #: Entries read in one look.
 MOST_READ = 500
-#: RedisClusterException is no RedisError.
-_AWAY = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
 
 Position = tuple[int, int]
 #: (resource, slot)
@@ -95,7 +92,7 @@ async def _asked(operation: Awaitable[T]) -> T:
     # Beside the breaker: whatever is wrong with this one key must not keep anybody from booking.
     try:
         return await bounded(operation)
-    except _AWAY as error:
+    except AWAY as error:
         raise RedisAway(str(error) or type(error).__name__) from error
 
 
@@ -125,7 +122,7 @@ class Feed:
         """Wait a moment for entries; empty: there were none."""
         try:
             got: Any = await self._client.xread({KEY: written(self.at)}, count=MOST_READ, block=BLOCK_MS)
-        except _AWAY as error:
+        except AWAY as error:
             raise RedisAway(str(error) or type(error).__name__) from error
         found = [_entry(*each) for _, entries in got for each in entries]
         if found:

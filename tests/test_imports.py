@@ -140,7 +140,7 @@ def test_the_simulator_meets_the_service_over_http_only():
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("redis", {"pipelines", "feed"}),
+        ("redis", {"pipelines"}),
         ("psycopg", {"ledger", "catalogue", "embedded", "jobs"}),
         ("stripe", {"gateway"}),
         ("procrastinate", {"jobs", "worker"}),
