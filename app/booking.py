@@ -1,9 +1,9 @@
 """The use cases: hold, book, cancel. Read `book` first: it is the path that everything else exists for, `checkout` too.
 
-    book ─→ holds.take      lua/hold.lua         layer 1  early rejection, one Redis round trip, Postgres not touched
-         ─→ ledger.commit   commit_bookings()    layer 2  row lock, decide, write, audit: one transaction
-                            constraints          layer 3  partial unique index, CHECK, exclusion: whatever layer 2 says
-         ─→ holds.settle    lua/settle.lua       the hold becomes booked in the mirror, off the reply path
+    book ─→ holds.take          lua/hold.lua      layer 1  early rejection, one Redis round trip, Postgres not touched
+         ─→ commits.commit_one  commit_bookings() layer 2  row lock, decide, write, audit: one transaction
+                                constraints       layer 3  partial unique index, CHECK, exclusion: whatever layer 2 says
+         ─→ holds.settle        lua/settle.lua    the hold becomes booked in the mirror, off the reply path
          on failure ─→ holds.release, then the error (CARD-5)
 
 Why it cannot oversell: a booking exists only through the commit, the commit counts under the slot's row lock, and the
@@ -129,7 +129,7 @@ async def book(engine: Engine, request: BookingRequest, *, caller: Caller) -> tu
     mine = places == "mine"
     token = manage_token(engine.settings.secrets, claim.id)
     try:
-        outcome = await engine.ledger.commit_one(_commit_request(claim, request, token, caller, mine=mine))
+        outcome = await engine.commits.commit_one(_commit_request(claim, request, token, caller, mine=mine))
     except Exception as error:
         in_doubt = isinstance(error, Unavailable) and not error.effect_none
         if claim.grant is None and not in_doubt:
@@ -499,7 +499,7 @@ async def _take_in_postgres(
     engine: Engine, claim: Claim, ttl_ms: int, deadline: datetime | None, caller: Caller
 ) -> Hold:
     """Hold places as a row: counted by the trigger like a booking, until it is confirmed, cancelled or lapses."""
-    outcome = await engine.ledger.commit_one(
+    outcome = await engine.commits.commit_one(
         CommitRequest(
             id=claim.id,
             slot_id=claim.facts.id,

@@ -18,6 +18,7 @@ import structlog
 
 from app import feed
 from app.breaker import PROBE_SECONDS, RedisAway, past_the_breaker
+from app.commits import Commits
 from app.errors import Unavailable
 from app.gateway import gateway
 from app.holds import Holds
@@ -51,6 +52,7 @@ class Engine:
         self.settings = settings
         self.holds = Holds(connect(settings.redis_url))
         self.ledger = Ledger(settings.database_url)
+        self.commits = Commits(self.ledger)
         self.mirror = Mirror(self.holds, self.ledger)
         self.payments = Payments(self.ledger)
         self.limits = Limits(self.holds, settings.rate_limit)
@@ -79,7 +81,7 @@ class Engine:
             async with asyncio.timeout(DRAIN_SECONDS):
                 if self._later:
                     await asyncio.wait(self._later)
-                await self.ledger.drain()
+                await self.commits.drain()
                 await self.holds.pipelines.drain()
                 await feed.tell(self.holds)
 

@@ -1,22 +1,20 @@
 """Postgres: the truth. Layers 2 and 3: one function call per commit, and the constraints behind it.
 
 Raw psycopg, one statement per round trip, each its own transaction (autocommit): when a function here returns, its
-change is committed. A server's error is final and says so; a reply that never came is *in doubt*, and `commit_one`
-settles the doubt instead of guessing (design 4). Knows nothing of Redis.
+change is committed. A server's error is final and says so; a reply that never came is *in doubt*, which `commits`
+settles for bookings instead of guessing (design 4). Knows nothing of Redis.
 """
 
 import asyncio
 import random
 import select
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
 import psycopg
-import structlog
 from msgspec import UNSET
 from psycopg import errors as pg
 from psycopg.rows import namedtuple_row
@@ -25,10 +23,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from app.coalesce import Coalescer
 from app.domain import LIVE, Booking, Counts, Customer, Slot, SlotFacts
 from app.errors import Busy, DatabaseUnavailable, Overloaded
-from app.telemetry import BACKSTOP_CONFLICTS, GATHERED, IN_DOUBT
-from app.tokens import new_id
 
-log = structlog.get_logger()
 T = TypeVar("T")
 Row = Any  # psycopg's named tuples: the fields are those of the statement above each use
 
@@ -43,21 +38,11 @@ POOL_TIMEOUT_SECONDS = 1.0
 POOL_MAX_WAITING = 1_000
 #: Connections per process. A commit takes about a millisecond: few of them carry thousands a second.
 POOL_MAX_SIZE = 8
-#: Bookings of one commit, and commits side by side: while Postgres works on the one, we read and answer requests for
-#: the other. Larger lists cost Postgres a little less, but then everybody waits for everybody (docs/performance.md).
-MOST_TOGETHER = 32
-COMMIT_LANES = 2
-#: Members of lists that failed are repeated so many at a time, and wait so long for that: then they are told "busy".
-REPEATS = 2
-ALONE_SECONDS = 1.0
-#: A slot whose lock could not be had is kept apart for so long, and at most so many are.
-LOCKED_SECONDS = 2.0
-MOST_LOCKED = 1_000
 #: Slots that are read together.
 MOST_LOOKS = 100
 #: Slots that are looked at again because another one of their person changed.
 MOST_AROUND = 500
-#: Bookings that may wait for the next commit, and for how long.
+#: Bookings that may wait for the next commit, or looks for the next statement, and for how long.
 MAX_WAITING = 2_000
 MAX_WAITING_SECONDS = 1.0
 #: A commit that takes longer waits for somebody's lock or for a slow disk: the next begins beside it.
@@ -81,15 +66,6 @@ Word = Literal[
     "occupied",
     "payment_required",
 ]
-
-#: Layer 3: what a violated rule means to the one who asked (reliability.md T-19). Any other is a bug, and a 500.
-_TAKEN_BY_RULE: Mapping[str, Word] = {
-    "slots_available_count_range": "full",
-    "bookings_one_live_on_exclusive_slot": "full",
-    "occupied_one_thing_at_a_time": "occupied",
-}
-#: A rival with the same id or key was committed meanwhile: asked again, the function sees its row.
-_SAME_REQUEST_RULES = ("bookings_pkey", "bookings_one_per_idempotency_key")
 
 #: What a `Slot` tells, of slots n, venues v and resources r. Blocked is asked as the exclusion constraint is written.
 _SLOT_WITH_NAMES = (
@@ -181,14 +157,6 @@ class NoConnection(Busy):
     """All connections were at work: nothing was sent."""
 
 
-class CommitInDoubt(Exception):
-    """The reply to this attempt's commit never came."""
-
-    def __init__(self, attempt: UUID) -> None:
-        super().__init__(attempt)
-        self.attempt = attempt
-
-
 class RuleViolated(Exception):
     """Layer 3 refused: a constraint that layers 1 and 2 should have kept."""
 
@@ -221,11 +189,6 @@ class Ledger:
             reconnect_timeout=0.5,  # give up early and try anew with the next request: Postgres may be back by then
             open=False,
         )
-        self._commits = self._gathering(lanes=COMMIT_LANES, most_flights=max(1, max_size // 2))
-        #: Slots that somebody has locked, or whose commits wait for each other, until when that is believed.
-        self._locked: dict[UUID, float] = {}
-        self._commits_of_locked = self._gathering(lanes=1, most_flights=1)
-        self._repeats = asyncio.Semaphore(REPEATS)
         self._looks = Coalescer(
             self._read_facts,
             _no_facts,
@@ -236,137 +199,29 @@ class Ledger:
             most_flights=2,
         )
 
-    def _gathering(self, *, lanes: int, most_flights: int) -> Coalescer[CommitRequest, Outcome]:
-        return Coalescer(
-            self._commit_together,
-            self._commit_alone,
-            most_together=MOST_TOGETHER,
-            most_waiting=MAX_WAITING,
-            longest_wait_seconds=MAX_WAITING_SECONDS,
-            lanes=lanes,
-            slow_seconds=SLOW_COMMIT_SECONDS,
-            most_flights=most_flights,
-            named=lambda request: request.id,
-            observe_size=GATHERED.labels("postgres").observe,
-        )
-
-    async def drain(self) -> None:
-        """Wait until every commit that was asked for has its answer."""
-        await self._commits.drain()
-        await self._commits_of_locked.drain()
-
     # -- the booking path -------------------------------------------------------------------------------------------
 
-    async def commit_one(self, request: CommitRequest) -> Outcome:
-        """Decide and write one request, in one transaction with all that are asked meanwhile.
-
-        What layer 3 refuses becomes the refusal it stands for.
-
-        Raises:
-            Busy, Overloaded: nothing was written.
-            DatabaseUnavailable: `effect_none` says whether that is certain.
-        """
-        for _ in range(2):
-            try:
-                return await self._way_of(request).ask(request)
-            except RuleViolated as violation:
-                if violation.rule in _SAME_REQUEST_RULES:
-                    continue
-                if violation.rule not in _TAKEN_BY_RULE:
-                    raise
-                return await self._refused_by_rule(request, _TAKEN_BY_RULE[violation.rule])
-        raise Busy  # a rival with the same key keeps coming and going
-
-    async def commit(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
+    async def commit_bookings(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
         """Decide and write a list of requests in one transaction, one round trip. Order of answers = order of requests.
 
         Raises:
-            RuleViolated, Busy, CommitInDoubt: of the whole list. A member repeated alone may fare better.
-            Overloaded, DatabaseUnavailable: nothing was written.
+            InDoubt: whether it was committed can be told once `abandon_attempt` has returned.
+            RuleViolated, Busy, Overloaded, DatabaseUnavailable: nothing was written.
         """
-        attempt = new_id()
-        try:
-            return await self._commit(attempt, requests)
-        except InDoubt as error:
-            raise CommitInDoubt(attempt) from error
-
-    def _way_of(self, request: CommitRequest) -> Coalescer[CommitRequest, Outcome]:
-        """Keep slots that were locked a moment ago apart: whoever goes together with them waits as they do."""
-        locked_until = self._locked.get(request.slot_id)
-        if locked_until is None:
-            return self._commits
-        if locked_until > time.monotonic():
-            return self._commits_of_locked
-        del self._locked[request.slot_id]
-        return self._commits
-
-    def _note_locked(self, slot_id: UUID) -> None:
-        if len(self._locked) < MOST_LOCKED:
-            self._locked[slot_id] = time.monotonic() + LOCKED_SECONDS
-
-    async def _commit_together(self, requests: Sequence[CommitRequest]) -> Sequence[Outcome | Exception]:
-        try:
-            return await self.commit(requests)
-        except RuleViolated as violation:
-            # Counted here, for the list: repeated, its members may be told by layer 2.
-            if _TAKEN_BY_RULE.get(violation.rule) == "full":
-                BACKSTOP_CONFLICTS.inc()
-                log.warning("backstop_conflict", rule=violation.rule)
-            if len(requests) == 1:  # nobody is innocent: to repeat it would say the same
-                return [violation]
-            raise
-        except Busy as busy:
-            slots = {request.slot_id for request in requests}
-            if len(slots) == 1 and not isinstance(busy, NoConnection):
-                self._note_locked(slots.pop())
-            if len(requests) == 1:
-                return [busy]
-            raise
-
-    async def _commit_alone(self, request: CommitRequest, error: Exception) -> Outcome:
-        """Give one of a list that failed its own answer: what was in doubt is settled, what was refused is repeated,
-        a few at a time, so that the others find connections.
-        """
-        if isinstance(error, NoConnection | Overloaded | DatabaseUnavailable):
-            raise _told_again(error) from error  # the others' news is this one's
-        if isinstance(error, CommitInDoubt):
-            IN_DOUBT.inc()
-            return await self._resolve(error.attempt, request)
-        try:
-            async with asyncio.timeout(ALONE_SECONDS):
-                await self._repeats.acquire()
-        except TimeoutError:
-            raise Busy from error
-        try:
-            return (await self.commit([request]))[0]
-        except CommitInDoubt as doubt:
-            IN_DOUBT.inc()
-            return await self._resolve(doubt.attempt, request)
-        except Busy as busy:
-            if not isinstance(busy, NoConnection):
-                self._note_locked(request.slot_id)
-            raise
-        finally:
-            self._repeats.release()
-
-    async def _commit(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
         rows = await self._rows("SELECT * FROM commit_bookings(%s, %s)", (attempt, _jsonb(requests)))
         return [_outcome(row) for row in rows]
 
-    async def _resolve(self, attempt: UUID, request: CommitRequest) -> Outcome:
-        """Settle a request of an attempt whose reply was lost: make sure that it is over, then ask the same again.
+    async def commit_bookings_together(self, attempt: UUID, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        """Decide and write a list of requests as `commit_bookings` does, but all are written, or none."""
+        rows = await self._rows("SELECT * FROM commit_bookings_together(%s, %s)", (attempt, _jsonb(requests)))
+        return [_outcome(row) for row in rows]
 
-        The first step waits for the attempt if it runs, and disarms it if it has not got as far as this slot; so the
-        second finds what it wrote, or writes it now, and its answer is final. Without both, nobody may say "taken" or
-        "nothing happened".
-        """
-        try:
-            await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, [request.slot_id]))
-            return (await self._commit(new_id(), [msgspec.structs.replace(request, repeat=True)]))[0]
-        except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
-            raise DatabaseUnavailable(effect_none=False) from error
+    async def abandon_attempt(self, attempt: UUID, slot_ids: Sequence[UUID]) -> None:
+        """Wait for an attempt if it runs, and disarm it if it has not got as far as these slots."""
+        await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, list(slot_ids)))
 
-    async def _refused_by_rule(self, request: CommitRequest, word: Word) -> Outcome:
+    async def refused_by_rule(self, request: CommitRequest, word: Word) -> Outcome:
+        """Tell the refusal that a violated rule stands for, with the slot's counts."""
         [row] = await self._settled_rows(
             "SELECT *, id AS slot_id, status = 'open' AS is_open, clock_timestamp() AS at FROM slots WHERE id = %s",
             (request.slot_id,),
@@ -383,26 +238,6 @@ class Ledger:
             "SELECT * FROM cancel_booking(%s, %s, %s, %s)", (booking_id, only_held, actor, request_id)
         )
         return row.word, row.cancelled_at, None if row.slot_id is None else counts_of(row)
-
-    async def commit_all(self, requests: Sequence[CommitRequest]) -> list[Outcome]:
-        """Decide a list of requests as one: all are written, or none. A lost reply is settled as for a single one.
-
-        Raises:
-            RuleViolated: nothing was written. Busy, Overloaded: nothing was written.
-            DatabaseUnavailable: `effect_none` says whether that is certain.
-        """
-        statement, attempt = "SELECT * FROM commit_bookings_together(%s, %s)", new_id()
-        try:
-            rows = await self._rows(statement, (attempt, _jsonb(requests)))
-        except InDoubt:
-            IN_DOUBT.inc()
-            again = [msgspec.structs.replace(request, repeat=True) for request in requests]
-            try:
-                await self._rows("SELECT abandon_attempt(%s, %s)", (attempt, [r.slot_id for r in requests]))
-                rows = await self._rows(statement, (new_id(), _jsonb(again)))
-            except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
-                raise DatabaseUnavailable(effect_none=False) from error
-        return [_outcome(row) for row in rows]
 
     async def move(
         self,
@@ -813,7 +648,7 @@ def _translated(error: psycopg.Error) -> Exception:
     return error
 
 
-def _told_again(error: Exception) -> Exception:
+def told_again(error: Exception) -> Exception:
     """Make one's own copy of an error that several callers are told."""
     if isinstance(error, DatabaseUnavailable):
         return DatabaseUnavailable(effect_none=error.effect_none)
@@ -821,7 +656,7 @@ def _told_again(error: Exception) -> Exception:
 
 
 async def _no_facts(_: UUID, error: Exception) -> tuple[SlotFacts, Counts] | None:
-    raise _told_again(error)
+    raise told_again(error)
 
 
 def _jsonb(requests: Sequence[CommitRequest]) -> str:

@@ -195,7 +195,7 @@ def _fingerprint(order: Order) -> str:
 async def _commit_all(engine: Engine, claims: Sequence[Claim], requests: Sequence[CommitRequest]) -> list[Outcome]:
     for _ in range(TRIES):
         try:
-            return await engine.ledger.commit_all(requests)
+            return await engine.commits.commit_all(requests)
         except RuleViolated as violation:
             last = violation
     raise last

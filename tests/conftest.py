@@ -9,8 +9,8 @@ import structlog
 
 import app.booking
 import app.breaker
+import app.commits
 import app.engine
-import app.ledger
 import app.mirror
 import app.pipelines
 from tests.service import bundled_redis_server, postgres, service, with_redis, without_redis
@@ -34,6 +34,6 @@ def _logs_as_at_the_start() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
     structlog.reset_defaults()
-    for module in (app.booking, app.breaker, app.engine, app.ledger, app.mirror, app.pipelines):
+    for module in (app.booking, app.breaker, app.commits, app.engine, app.mirror, app.pipelines):
         if hasattr(module, "log"):
             module.log = structlog.get_logger()  # the old one remembers how it was first used

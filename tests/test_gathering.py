@@ -23,11 +23,13 @@ import msgspec
 import psycopg
 import pytest
 
+import app.commits
 import app.ledger
 from app.coalesce import Coalescer
+from app.commits import Commits
 from app.engine import Engine
 from app.errors import Busy
-from app.ledger import CommitRequest, Ledger, Outcome
+from app.ledger import CommitRequest, Outcome
 from app.main import create_app
 from app.pipelines import Call
 from app.settings import Settings
@@ -195,7 +197,7 @@ async def running(service: Service) -> AsyncIterator[Inside]:
             httpx.AsyncClient(transport=httpx.ASGITransport(observed), base_url="http://inside") as client,  # type: ignore[arg-type]
         ):
             engine: Engine = litestar.state.engine
-            commits = watched(engine.ledger._commits)
+            commits = watched(engine.commits._lane)
             pipelines = watched(engine.holds.pipelines._lane(Call("room", ("any",), ())))
             yield Inside(service, client, engine, to_redis, to_postgres, commits, pipelines)
             proxies.close()  # what waits for a swallowed reply ends here
@@ -427,8 +429,8 @@ def commit_request(body: dict[str, Any], venue_id: uuid.UUID, **more: Any) -> Co
     return CommitRequest(venue_id=venue_id, **fields)
 
 
-async def commit_all(ledger: Ledger, requests: Sequence[CommitRequest]) -> list[Outcome | BaseException]:
-    return await asyncio.gather(*(ledger.commit_one(request) for request in requests), return_exceptions=True)
+async def commit_all(commits: Commits, requests: Sequence[CommitRequest]) -> list[Outcome | BaseException]:
+    return await asyncio.gather(*(commits.commit_one(request) for request in requests), return_exceptions=True)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +448,7 @@ async def test_a_value_that_postgres_cannot_take_fails_its_own_request_only(insi
     slots = await inside.slots(3, 3)
     venue_id = (await inside.engine.mirror.facts(uuid.UUID(slots[0]))).venue_id
     requests = [commit_request(party(slots[n % 2]), venue_id, **poison if n == 2 else {}) for n in range(5)]
-    outcomes = await commit_all(inside.engine.ledger, requests)
+    outcomes = await commit_all(inside.engine.commits, requests)
     assert [len(commit) for commit in inside.commits] == [5]
     assert isinstance(outcomes[2], psycopg.DataError)
     words = [outcome.word for outcome in outcomes if isinstance(outcome, Outcome)]
@@ -463,7 +465,7 @@ async def test_one_key_under_two_ids_is_one_booking_and_the_neighbours_are_booke
     venue_id = (await inside.engine.mirror.facts(uuid.UUID(slot_id))).venue_id
     keys = [None, "one", None, "one", None, "two", "two", "one"]
     requests = [commit_request(party(slot_id), venue_id, key=key) for key in keys]
-    outcomes = await commit_all(inside.engine.ledger, requests)
+    outcomes = await commit_all(inside.engine.commits, requests)
     assert len(inside.commits[0]) == len(keys)
     words = {key: [] for key in keys}
     for key, outcome in zip(keys, outcomes, strict=True):
@@ -481,7 +483,7 @@ async def test_copies_of_one_request_never_go_together_and_are_one_booking(insid
     venue_id = (await inside.engine.mirror.facts(uuid.UUID(slot_id))).venue_id
     copied = commit_request(party(slot_id), venue_id, key="copied")
     others = [commit_request(party(slot_id), venue_id) for _ in range(4)]
-    outcomes = await commit_all(inside.engine.ledger, [copied, copied, *others, copied])
+    outcomes = await commit_all(inside.engine.commits, [copied, copied, *others, copied])
     assert len(inside.commits[0]) == 5
     for commit in inside.commits:
         assert len({request.id for request in commit}) == len(commit)
@@ -509,7 +511,7 @@ async def test_what_only_layer_3_refuses_is_refused_alone(postgres: Postgres, re
             venue_id = (await inside.engine.mirror.facts(uuid.UUID(full))).venue_id
             wanted = [others[0], full, others[1], others[0]]
             requests = [commit_request(party(slot_id, 1 + (slot_id == full)), venue_id) for slot_id in wanted]
-            outcomes = await commit_all(inside.engine.ledger, requests)
+            outcomes = await commit_all(inside.engine.commits, requests)
             assert len(inside.commits[1]) == len(requests)
             words = [outcome.word if isinstance(outcome, Outcome) else outcome for outcome in outcomes]
             assert words == ["booked", "full", "booked", "booked"]
@@ -570,7 +572,7 @@ async def test_the_last_places_in_doubt_are_sold_once(inside: Inside):
         if cut == "cut_after":  # six places are left for the second round
             requests[4:] = [msgspec.structs.replace(request, quantity=7) for request in requests[4:]]
         inside.to_postgres.arm(cut, email(asked[2]))  # type: ignore[arg-type]
-        outcomes = await commit_all(inside.engine.ledger, requests)
+        outcomes = await commit_all(inside.engine.commits, requests)
         told = [outcome.word for outcome in outcomes if isinstance(outcome, Outcome)]
         assert {word: told.count(word) for word in told} == words, outcomes
         for request, outcome in zip(requests, outcomes, strict=True):
@@ -675,8 +677,8 @@ async def test_scripts_that_are_flushed_again_and_again_are_sent_again(inside: I
 async def test_who_finds_the_queue_full_is_told_so_and_leaves_nothing_behind(
     one: OneWorker, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(app.ledger, "MAX_WAITING", 20)
-    monkeypatch.setattr(app.ledger, "MOST_TOGETHER", 5)
+    monkeypatch.setattr(app.commits, "MAX_WAITING", 20)
+    monkeypatch.setattr(app.commits, "MOST_TOGETHER", 5)
     monkeypatch.setattr(app.ledger, "REPLY_TIMEOUT_SECONDS", 0.5)
     async with running(one.service) as inside:
         [slot_id] = await inside.slots(100)
@@ -710,10 +712,10 @@ def held(service: Service, slot_id: str) -> int:
 
 
 async def test_answers_in_the_wrong_order_are_noticed(one: OneWorker, monkeypatch: pytest.MonkeyPatch):
-    async def mixed_up(ledger: Ledger, requests: Sequence[CommitRequest]) -> list[Outcome]:
-        return (await ledger.commit(requests))[::-1]
+    async def mixed_up(commits: Commits, requests: Sequence[CommitRequest]) -> list[Outcome]:
+        return (await commits.commit(requests))[::-1]
 
-    monkeypatch.setattr(Ledger, "_commit_together", mixed_up)
+    monkeypatch.setattr(Commits, "_commit_together", mixed_up)
     async with running(one.service) as inside:
         slots = await inside.slots(7, 9)
         asked = [party(slot_id) for slot_id in slots * 2]
@@ -724,20 +726,20 @@ async def test_answers_in_the_wrong_order_are_noticed(one: OneWorker, monkeypatc
 
 
 async def test_that_one_fails_all_is_noticed(one: OneWorker, monkeypatch: pytest.MonkeyPatch):
-    async def shared(_: Ledger, __: CommitRequest, error: Exception) -> Outcome:
+    async def shared(_: Commits, __: CommitRequest, error: Exception) -> Outcome:
         raise Busy from error
 
-    monkeypatch.setattr(Ledger, "_commit_alone", shared)
+    monkeypatch.setattr(Commits, "_commit_alone", shared)
     async with running(one.service) as inside:
         with pytest.raises(AssertionError, match="503"):
             await book_with_poison(inside)
 
 
 async def test_a_doubt_that_is_not_settled_is_noticed(one: OneWorker, monkeypatch: pytest.MonkeyPatch):
-    async def simply_again(ledger: Ledger, _: uuid.UUID, request: CommitRequest) -> Outcome:
-        return (await ledger._commit(new_id(), [request]))[0]
+    async def simply_again(commits: Commits, _: uuid.UUID, request: CommitRequest) -> Outcome:
+        return (await commits._commit_bookings(new_id(), [request]))[0]
 
-    monkeypatch.setattr(Ledger, "_resolve", simply_again)
+    monkeypatch.setattr(Commits, "_resolve", simply_again)
     async with running(one.service) as inside:
         with pytest.raises(AssertionError, match="already_resolved"):  # by their own row
             await book_in_doubt(inside, "cut_after")

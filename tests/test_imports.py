@@ -22,7 +22,8 @@ ALLOWED = {
     "breaker": {"telemetry"},
     "pipelines": {"breaker", "coalesce", "paths", "telemetry"},
     "holds": {"domain", "pipelines", "tokens"},
-    "ledger": {"coalesce", "domain", "errors", "telemetry", "tokens"},
+    "ledger": {"coalesce", "domain", "errors"},
+    "commits": {"coalesce", "errors", "ledger", "telemetry", "tokens"},
     "catalogue": {"domain", "errors", "schema", "telemetry", "tokens", "ledger"},
     "mirror": {"breaker", "domain", "errors", "holds", "ledger", "telemetry"},
     "gateway": {"settings"},
@@ -33,6 +34,7 @@ ALLOWED = {
     "claims": {"breaker", "domain", "engine", "errors", "holds", "limits", "settings", "tokens"},
     "engine": {
         "breaker",
+        "commits",
         "errors",
         "feed",
         "gateway",

@@ -1,4 +1,7 @@
-"""What no test over HTTP can time: lapsed holds beside locked slots, refusals whose words were lost, old answers."""
+"""What no test over HTTP can time: lapsed holds beside locked slots, refusals whose words were lost, old answers.
+
+`test_gathering` has what becomes of commits that go together.
+"""
 
 import asyncio
 import contextlib
@@ -11,6 +14,7 @@ import psycopg
 import pytest
 
 from app import ledger as ledger_module
+from app.commits import Commits
 from app.errors import Busy, DatabaseUnavailable
 from app.ledger import _FORGET_ANSWERS, FORGET_BATCH, CommitRequest, InDoubt, Ledger, RuleViolated, _jsonb
 from tests.service import Postgres, eventually
@@ -32,6 +36,12 @@ async def opened(url: str) -> AsyncIterator[Ledger]:
         yield ledger
     finally:
         await ledger.pool.close()
+
+
+@contextlib.asynccontextmanager
+async def committing(url: str) -> AsyncIterator[Commits]:
+    async with opened(url) as ledger:
+        yield Commits(ledger)
 
 
 @pytest.fixture
@@ -86,9 +96,9 @@ def request(sql: Connection, slot_id: UUID, **more: Any) -> CommitRequest:
 async def test_a_persons_lapsed_hold_elsewhere_refuses_nobody(url: str, sql: Connection, wanted: int) -> None:
     slots = make_slots(sql, 0, 0.5)
     hold(sql, slots[1 - wanted], ends_in=-1)
-    async with opened(url) as ledger:
-        outcome = await ledger.commit_one(request(sql, slots[wanted]))
-        other = await ledger.commit_one(request(sql, slots[1 - wanted]))
+    async with committing(url) as commits:
+        outcome = await commits.commit_one(request(sql, slots[wanted]))
+        other = await commits.commit_one(request(sql, slots[1 - wanted]))
     assert (outcome.word, other.word) == ("booked", "occupied")
     assert statuses(sql, slots[1 - wanted]) == ["expired"]
     assert sql.execute("SELECT slot_id FROM occupied").fetchall() == [(slots[wanted],)]
@@ -98,8 +108,8 @@ async def test_a_live_hold_beside_the_lapsed_one_still_occupies_the_person(url: 
     wanted, other = make_slots(sql, 0, 0.5, capacity=2)
     hold(sql, other, ends_in=-1)
     hold(sql, other, ends_in=60)
-    async with opened(url) as ledger:
-        outcome = await ledger.commit_one(request(sql, wanted))
+    async with committing(url) as commits:
+        outcome = await commits.commit_one(request(sql, wanted))
     assert outcome.word == "occupied"
     assert statuses(sql, other) == ["expired", "held"]
 
@@ -107,10 +117,10 @@ async def test_a_live_hold_beside_the_lapsed_one_still_occupies_the_person(url: 
 async def test_the_slot_of_a_lapsed_hold_is_not_waited_for(url: str, sql: Connection) -> None:
     wanted, other = make_slots(sql, 0, 0.5)
     hold(sql, other, ends_in=-1)
-    async with opened(url) as ledger:
+    async with committing(url) as commits:
         with psycopg.connect(url) as rival:
             rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (other,))
-            outcome = await ledger.commit_one(request(sql, wanted))  # were it waited for: Busy
+            outcome = await commits.commit_one(request(sql, wanted))  # were it waited for: Busy
     assert outcome.word == "occupied"
 
 
@@ -118,8 +128,8 @@ async def test_places_that_one_request_gave_back_are_there_for_the_next_of_its_l
     wanted, before, after = make_slots(sql, 0.5, 0, 1)
     hold(sql, before, ends_in=-1)
     hold(sql, after, ends_in=60)
-    async with opened(url) as ledger:
-        outcomes = await ledger.commit([request(sql, wanted), request(sql, before)])
+    async with committing(url) as commits:
+        outcomes = await commits.commit([request(sql, wanted), request(sql, before)])
     assert [outcome.word for outcome in outcomes] == ["occupied", "booked"]
 
 
@@ -143,8 +153,8 @@ async def test_a_sweep_is_not_held_up_by_a_slot_with_many_lapsed_holds(url: str,
 async def test_a_list_is_decided_in_its_order_and_told_in_its_order(url: str, sql: Connection) -> None:
     first, second = make_slots(sql, 0, 2, kind="event", capacity=5)
     wanted = [(second, 2), (first, 4), (second, 4), (first, 6), (second, 3), (first, 1), (first, 1)]
-    async with opened(url) as ledger:
-        outcomes = await ledger.commit([request(sql, slot_id, quantity=quantity) for slot_id, quantity in wanted])
+    async with committing(url) as commits:
+        outcomes = await commits.commit([request(sql, slot_id, quantity=quantity) for slot_id, quantity in wanted])
     told = [(outcome.word, outcome.available_after) for outcome in outcomes]
     assert told == [
         ("booked", 3),
@@ -167,14 +177,14 @@ async def test_a_slot_locked_by_somebody_is_given_up_by_the_list_and_the_others_
 ) -> None:
     slots = make_slots(sql, 0, 2, 4)
     requests = [request(sql, slot_id) for slot_id in slots]
-    async with opened(url) as ledger:
+    async with committing(url) as commits:
         with psycopg.connect(url) as rival:
             rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (slots[1],))
             with pytest.raises(Busy):
-                await ledger.commit(requests)
+                await commits.commit(requests)
             assert sql.execute("SELECT count(*) FROM bookings").fetchall() == [(0,)]
-            words = [(await ledger.commit_one(requests[n])).word for n in (0, 2)]
-        words.append((await ledger.commit_one(requests[1])).word)
+            words = [(await commits.commit_one(requests[n])).word for n in (0, 2)]
+        words.append((await commits.commit_one(requests[1])).word)
     assert words == ["booked"] * 3
 
 
@@ -184,29 +194,29 @@ async def test_a_slot_locked_by_somebody_is_kept_apart_from_the_others_for_a_whi
     locked, other = make_slots(sql, 0, 2, kind="event", capacity=9)
     with psycopg.connect(url) as rival:
         rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (locked,))
-        async with opened(url) as ledger:
+        async with committing(url) as commits:
             answers = await asyncio.gather(
-                *(ledger.commit_one(request(sql, slot_id)) for slot_id in (locked, other, other)),
+                *(commits.commit_one(request(sql, slot_id)) for slot_id in (locked, other, other)),
                 return_exceptions=True,
             )
             assert isinstance(answers[0], Busy)
             assert [answer.word for answer in answers[1:]] == ["booked"] * 2  # type: ignore[union-attr]
-            assert list(ledger._locked) == [locked]
+            assert list(commits._locked) == [locked]
         # Now with all the time of the world: who waits for the lock waits until it is given up, and beside the others.
         for bound in ("LOCK_TIMEOUT_MS", "STATEMENT_TIMEOUT_MS", "REPLY_TIMEOUT_SECONDS"):
             monkeypatch.setattr(ledger_module, bound, 60_000)
-        async with opened(url) as ledger:
-            ledger._locked[locked] = float("inf")
-            waiting = asyncio.create_task(ledger.commit_one(request(sql, locked)))
+        async with committing(url) as commits:
+            commits._locked[locked] = float("inf")
+            waiting = asyncio.create_task(commits.commit_one(request(sql, locked)))
             await asyncio.sleep(0)
-            flying = [await ledger.commit_one(request(sql, other)) for _ in range(3)]
+            flying = [await commits.commit_one(request(sql, other)) for _ in range(3)]
             assert [outcome.word for outcome in flying] == ["booked"] * 3
             assert not waiting.done()
             rival.rollback()
             assert (await waiting).word == "booked"
-            ledger._locked[locked] = 0.0
-            assert (await ledger.commit_one(request(sql, locked))).word == "booked"
-            assert ledger._locked == {}
+            commits._locked[locked] = 0.0
+            assert (await commits.commit_one(request(sql, locked))).word == "booked"
+            assert commits._locked == {}
     counts = sql.execute(
         "SELECT available_count FROM slots WHERE id = ANY(%s) ORDER BY id = %s", ([locked, other], other)
     )
@@ -233,11 +243,11 @@ async def test_one_hold_is_not_confirmed_twice_by_one_list(url: str, sql: Connec
     hold(sql, slot_id, ends_in=60)
     [(hold_id,)] = sql.execute("SELECT id FROM bookings").fetchall()
     rivals = [request(sql, slot_id, id=hold_id, name=name) for name in ("Ada", "Grace")]
-    async with opened(url) as ledger:
+    async with committing(url) as commits:
         with pytest.raises(RuleViolated, match="bookings_pkey"):
-            await ledger.commit(rivals)
+            await commits.commit(rivals)
         assert statuses(sql, slot_id) == ["held"]
-        words = [(await ledger.commit_one(rival)).word for rival in rivals]
+        words = [(await commits.commit_one(rival)).word for rival in rivals]
     assert words == ["booked", "resolved"]
     assert sql.execute("SELECT type FROM events").fetchall() == [("booking.confirmed",)]
 
@@ -250,14 +260,14 @@ async def test_no_commit_reads_a_table_whole_though_its_plans_were_made_when_it_
 
     async def commit(count: int) -> None:
         listed = [request(sql, slot_id, key=str(uuid4()), fingerprint="00") for slot_id in slots[:count]]
-        assert {outcome.word for outcome in await ledger.commit(listed)} == {"booked"}
+        assert {outcome.word for outcome in await commits.commit(listed)} == {"booked"}
 
     if known == "analyzed when small":
-        async with opened(url) as ledger:
+        async with committing(url) as commits:
             await commit(2)
         sql.execute("ANALYZE")
     before = rows_read(sql)
-    async with opened(url) as ledger:
+    async with committing(url) as commits:
         for _ in range(20):
             await commit(20)
     # Each is read once, for the answer. Read whole, the table would give its rows twenty times over, or more.
@@ -283,6 +293,7 @@ async def test_a_refusal_whose_words_are_lost_did_nothing(
 ) -> None:
     (slot_id,) = make_slots(sql, 0)
     async with opened(url) as ledger:
+        commits = Commits(ledger)
 
         async def refused(*_: Any) -> Any:
             raise RuleViolated("slots_available_count_range")
@@ -290,12 +301,12 @@ async def test_a_refusal_whose_words_are_lost_did_nothing(
         async def lost(*_: Any) -> Any:
             raise InDoubt
 
-        monkeypatch.setattr(ledger, "commit", refused)
-        outcome = await ledger.commit_one(request(sql, slot_id))
+        monkeypatch.setattr(commits, "commit", refused)
+        outcome = await commits.commit_one(request(sql, slot_id))
         assert (outcome.word, outcome.available_after, outcome.counts and outcome.counts.capacity) == ("full", 1, 1)
         monkeypatch.setattr(ledger, "_rows", lost)
         with pytest.raises(DatabaseUnavailable) as told:
-            await ledger.commit_one(request(sql, slot_id))
+            await commits.commit_one(request(sql, slot_id))
     assert told.value.effect_none
 
 
