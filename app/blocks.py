@@ -28,7 +28,8 @@ from app.errors import (
     VenueNotFound,
 )
 from app.holds import Doubtful, Occupied, Taken
-from app.ledger import Ledger, RuleViolated, counts_of
+from app.ledger import Ledger, counts_of
+from app.postgres import RuleViolated
 from app.tokens import id_from_key, new_id
 
 Row = Any  # psycopg's named tuples: the fields are those of the statement above each use

@@ -36,7 +36,7 @@ from app.errors import (
     Unavailable,
     VenueNotFound,
 )
-from app.ledger import LOCK_TIMEOUT_MS, REPLY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, within
+from app.postgres import LOCK_TIMEOUT_MS, REPLY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, within
 from app.schema import answers, bookings, events, occupied, resources, service_resources, services, slots, venues
 from app.tokens import new_id
 

@@ -15,17 +15,15 @@ import structlog
 
 from app.coalesce import Coalescer
 from app.errors import Busy, DatabaseUnavailable, Overloaded
-from app.ledger import (
+from app.ledger import CommitRequest, Ledger, Outcome, Word
+from app.postgres import (
     MAX_WAITING,
     MAX_WAITING_SECONDS,
+    POOL_MAX_SIZE,
     SLOW_COMMIT_SECONDS,
-    CommitRequest,
     InDoubt,
-    Ledger,
     NoConnection,
-    Outcome,
     RuleViolated,
-    Word,
     told_again,
 )
 from app.telemetry import BACKSTOP_CONFLICTS, GATHERED, IN_DOUBT
@@ -68,7 +66,7 @@ class Commits:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._commit_bookings = ledger.commit_bookings  # bound once, for every list
-        self._lane = self._gathering(lanes=COMMIT_LANES, most_flights=max(1, ledger.pool.max_size // 2))
+        self._lane = self._gathering(lanes=COMMIT_LANES, most_flights=max(1, POOL_MAX_SIZE // 2))
         #: Slots that somebody has locked, or whose commits wait for each other, until when that is believed.
         self._locked: dict[UUID, float] = {}
         self._lane_of_locked = self._gathering(lanes=1, most_flights=1)

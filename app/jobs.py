@@ -25,8 +25,8 @@ from app import checkout, notices, queued, schedules
 from app.engine import Engine
 from app.errors import Unavailable
 from app.gateway import Unclear
-from app.ledger import LOCK_TIMEOUT_MS
 from app.mail.notice import MailServerAway
+from app.postgres import LOCK_TIMEOUT_MS
 from app.telemetry import JOBS
 from app.waiting import look_after, tell_mirror
 from app.webhooks import deliveries

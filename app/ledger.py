@@ -1,54 +1,27 @@
 """Postgres: the truth. Layers 2 and 3: one function call per commit, and the constraints behind it.
 
-Raw psycopg, one statement per round trip, each its own transaction (autocommit): when a function here returns, its
-change is committed. A server's error is final and says so; a reply that never came is *in doubt*, which `commits`
-settles for bookings instead of guessing (design 4). Knows nothing of Redis.
+Every statement as a function, each its own transaction: when a function here returns, its change is committed. How it
+gets there is the business of `postgres`; a commit whose reply never came is *in doubt*, which `commits` settles instead
+of guessing (design 4). Knows nothing of Redis.
 """
 
-import asyncio
-import random
-import select
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Literal
 from uuid import UUID
 
 import msgspec
-import psycopg
 from msgspec import UNSET
-from psycopg import errors as pg
-from psycopg.rows import namedtuple_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from app.coalesce import Coalescer
 from app.domain import LIVE, Booking, Counts, Customer, Slot, SlotFacts
-from app.errors import Busy, DatabaseUnavailable, Overloaded
+from app.errors import DatabaseUnavailable
+from app.postgres import MAX_WAITING, MAX_WAITING_SECONDS, SLOW_COMMIT_SECONDS, InDoubt, Postgres, Row, told_again
 
-T = TypeVar("T")
-Row = Any  # psycopg's named tuples: the fields are those of the statement above each use
-
-#: The server ends a statement that waits this long for a lock: the answer is "busy", never "taken".
-LOCK_TIMEOUT_MS = 1_000
-#: … or that runs this long in all.
-STATEMENT_TIMEOUT_MS = 2_000
-#: No reply after this long: the connection is given up, its statement in doubt. More than the server allows itself.
-REPLY_TIMEOUT_SECONDS = 3.0
-#: Waiting for a free connection, and how many may wait at once.
-POOL_TIMEOUT_SECONDS = 1.0
-POOL_MAX_WAITING = 1_000
-#: Connections per process. A commit takes about a millisecond: few of them carry thousands a second.
-POOL_MAX_SIZE = 8
 #: Slots that are read together.
 MOST_LOOKS = 100
 #: Slots that are looked at again because another one of their person changed.
 MOST_AROUND = 500
-#: Bookings that may wait for the next commit, or looks for the next statement, and for how long.
-MAX_WAITING = 2_000
-MAX_WAITING_SECONDS = 1.0
-#: A commit that takes longer waits for somebody's lock or for a slow disk: the next begins beside it.
-SLOW_COMMIT_SECONDS = 0.1
-#: Deadlocks and serialization failures are tried again, a little apart.
-MAX_TRIES = 3
 #: Old answers deleted by one statement.
 FORGET_BATCH = 1_000
 
@@ -149,46 +122,15 @@ class Moved(msgspec.Struct, frozen=True):
     confirmed_at: datetime | None
 
 
-class InDoubt(Exception):
-    """The statement was sent, its reply never came."""
-
-
-class NoConnection(Busy):
-    """All connections were at work: nothing was sent."""
-
-
-class RuleViolated(Exception):
-    """Layer 3 refused: a constraint that layers 1 and 2 should have kept."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__(rule)
-        self.rule = rule
-
-
 class Ledger:
-    """A bounded pool of connections and the statements that run on them."""
+    """The statements as functions."""
 
-    def __init__(self, database_url: str, *, max_size: int = POOL_MAX_SIZE) -> None:
-        self.pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
-            database_url,
-            kwargs={
-                "autocommit": True,
-                "connect_timeout": 2,
-                "row_factory": namedtuple_row,
-                "application_name": "holdfast",
-                "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
-                " -c TimeZone=UTC",
-                # A dead network is noticed by TCP itself within seconds, also while nobody waits.
-                "keepalives_idle": 10,
-                "tcp_user_timeout": 5_000,
-            },
-            min_size=1,
-            max_size=max_size,
-            timeout=POOL_TIMEOUT_SECONDS,
-            max_waiting=POOL_MAX_WAITING,
-            reconnect_timeout=0.5,  # give up early and try anew with the next request: Postgres may be back by then
-            open=False,
-        )
+    def __init__(self, database_url: str) -> None:
+        self.postgres = Postgres(database_url)
+        self.pool = self.postgres.pool
+        # Bound once: every statement takes this way, those of other modules by `repeatable`.
+        self._rows, self.repeatable = self.postgres.rows, self.postgres.repeatable
+        self._settled_rows, self._settled_row = self.postgres.settled_rows, self.postgres.settled_row
         self._looks = Coalescer(
             self._read_facts,
             _no_facts,
@@ -257,20 +199,6 @@ class Ledger:
         counts = [counts_of(row) for row in rows if row.resource_id is not None]
         first = rows[0]
         return Moved(first.word, first.may_free_at, counts, first.quantity, first.booking_version, first.confirmed_at)
-
-    async def repeatable(self, statement: str, values: Any) -> list[Row]:
-        """Run a statement that finds itself done when it is repeated: a lost reply is asked for once more.
-
-        Raises:
-            Busy, Overloaded: nothing was written. DatabaseUnavailable: `effect_none` says whether that is certain.
-        """
-        try:
-            return await self._rows(statement, values)
-        except InDoubt:
-            try:
-                return await self._rows(statement, values)
-            except (InDoubt, Busy, Overloaded, DatabaseUnavailable) as error:
-                raise DatabaseUnavailable(effect_none=False) from error
 
     async def extend_held(self, hold_id: UUID, ttl_ms: int, longest_ms: int) -> Row | None:
         """Prolong a hold that Postgres keeps, as `extend.lua` does. None: no such live hold."""
@@ -537,122 +465,6 @@ class Ledger:
 
     async def ping(self) -> None:
         await self._settled_rows("SELECT 1", ())
-
-    # -- the one way to Postgres ------------------------------------------------------------------------------------
-
-    async def _settled_rows(self, statement: str, values: Any) -> list[Row]:
-        """Run a statement that may be lost without harm: reads, and changes that find themselves done."""
-        try:
-            return await self._rows(statement, values)
-        except InDoubt as error:
-            raise DatabaseUnavailable(effect_none=True) from error
-
-    async def _settled_row(self, statement: str, values: Any) -> Row | None:
-        rows = await self._settled_rows(statement, values)
-        return rows[0] if rows else None
-
-    async def _rows(self, statement: str, values: Any) -> list[Row]:
-        """Run one statement in its own transaction, bounded in every wait.
-
-        Raises:
-            InDoubt: sent, but no reply came.
-            RuleViolated, Busy, Overloaded, DatabaseUnavailable(effect_none=True): certainly without effect.
-        """
-        for attempt in range(1, MAX_TRIES + 1):
-            try:
-                return await self._rows_once(statement, values)
-            except (pg.DeadlockDetected, pg.SerializationFailure) as error:
-                if attempt == MAX_TRIES:
-                    raise Busy from error
-                await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 jitter is no secret
-        raise AssertionError("unreachable")
-
-    async def _rows_once(self, statement: str, values: Any) -> list[Row]:
-        failures = self._connection_failures()
-        try:
-            connection = await self._connection()
-        except TooManyRequests as error:
-            raise Overloaded from error
-        except PoolTimeout as error:
-            if self._connection_failures() == failures:
-                raise NoConnection from error  # all are at work, none is broken
-            raise DatabaseUnavailable(effect_none=True) from error
-        reply = asyncio.ensure_future(self._reply(connection, statement, values))
-        try:
-            return await within(reply, REPLY_TIMEOUT_SECONDS)
-        except TimeoutError as error:
-            raise InDoubt from error
-
-    async def _connection(self) -> psycopg.AsyncConnection[Row]:
-        """Take a connection from the pool that the server has not ended while it was idle.
-
-        Without the look the first requests after a restart of Postgres would be sent into dead sockets, and be in
-        doubt. Not the pool's own `check`: after a failed one it waits a second before it takes the next.
-        """
-        while True:
-            connection = await self.pool.getconn()
-            if not _has_ended(connection):
-                return connection
-            await connection.close()
-            await self.pool.putconn(connection)
-
-    def _connection_failures(self) -> int:
-        stats = self.pool.get_stats()
-        return stats.get("connections_errors", 0) + stats.get("connections_lost", 0)
-
-    async def _reply(self, connection: psycopg.AsyncConnection[Row], statement: str, values: Any) -> list[Row]:
-        """Execute and fetch, and give the connection back: also when nobody waits for the reply any more."""
-        try:
-            cursor = await connection.execute(statement, values)
-            return await cursor.fetchall()
-        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
-            raise _translated(error) from error
-        except psycopg.IntegrityError as error:
-            raise RuleViolated(error.diag.constraint_name or "") from error
-        finally:
-            await self.pool.putconn(connection)
-
-
-async def within(reply: asyncio.Future[T], seconds: float) -> T:
-    """Wait for a reply without cancelling it: psycopg takes seconds to cancel (reliability.md 4.2, row 44).
-
-    A reply that comes too late, or whose caller went away, is finished in the background.
-    """
-    done, _ = await asyncio.wait({reply}, timeout=seconds)
-    if not done:
-        reply.add_done_callback(lambda future: future.cancelled() or future.exception())
-        raise TimeoutError("no answer from Postgres")
-    return reply.result()
-
-
-def _has_ended(connection: psycopg.AsyncConnection[Row]) -> bool:
-    """Look whether an idle connection has something to say: it can only be goodbye. Costs no round trip."""
-    poller = select.poll()
-    poller.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-    return bool(poller.poll(0))
-
-
-def _translated(error: psycopg.Error) -> Exception:
-    """Tell the server's words apart: busy, unable, or no word at all (in doubt)."""
-    if isinstance(error, pg.DeadlockDetected | pg.SerializationFailure):
-        return error
-    if isinstance(error, pg.LockNotAvailable | pg.QueryCanceled):
-        return Busy()
-    state = error.sqlstate or ""
-    # Insufficient resources, a read-only server, not accepting connections: it said no, so nothing was done.
-    if state.startswith("53") or state in {"25006", "57P03"}:
-        return DatabaseUnavailable(effect_none=True)
-    # No state: the connection broke. 57P01/57P02: the server was told to end it, perhaps after the commit.
-    if not state or state.startswith(("08", "57P")):
-        return InDoubt()
-    return error
-
-
-def told_again(error: Exception) -> Exception:
-    """Make one's own copy of an error that several callers are told."""
-    if isinstance(error, DatabaseUnavailable):
-        return DatabaseUnavailable(effect_none=error.effect_none)
-    return type(error)() if isinstance(error, Busy | Overloaded) else error
 
 
 async def _no_facts(_: UUID, error: Exception) -> tuple[SlotFacts, Counts] | None:

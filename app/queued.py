@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from app.errors import Conflict, NotFound
-from app.ledger import Ledger, RuleViolated
+from app.ledger import Ledger
+from app.postgres import RuleViolated
 
 Row = Any
 Status = Literal["waiting", "running", "failed"]

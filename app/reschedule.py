@@ -23,7 +23,8 @@ from app.errors import (
     SlotUnavailable,
 )
 from app.holds import Full, Occupied, Taken
-from app.ledger import Moved, RuleViolated
+from app.ledger import Moved
+from app.postgres import RuleViolated
 from app.telemetry import outcomes
 from app.tokens import new_id
 

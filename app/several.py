@@ -29,7 +29,8 @@ from app.errors import (
     Unavailable,
 )
 from app.holds import Full, Occupied, Taken
-from app.ledger import CommitRequest, Outcome, RuleViolated
+from app.ledger import CommitRequest, Outcome
+from app.postgres import RuleViolated
 from app.telemetry import outcomes
 from app.tokens import id_from_key, manage_token, new_id, token_hash
 

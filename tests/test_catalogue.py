@@ -19,7 +19,7 @@ from app import catalogue as catalogue_module
 from app.catalogue import BookingFilter, Catalogue, EventFilter, Keyed, NewResource, NewSlot, NewVenue, SlotFilter
 from app.domain import Slot
 from app.errors import Busy, Conflict, DatabaseUnavailable, IdempotencyKeyReused, InvalidRequest, ResourceNotFound
-from app.ledger import LOCK_TIMEOUT_MS
+from app.postgres import LOCK_TIMEOUT_MS
 from tests.service import Postgres
 
 pytestmark = pytest.mark.anyio

@@ -25,6 +25,7 @@ import pytest
 
 import app.commits
 import app.ledger
+import app.postgres
 from app.coalesce import Coalescer
 from app.commits import Commits
 from app.engine import Engine
@@ -556,7 +557,7 @@ async def test_the_lost_reply_of_a_commit_of_many_is_settled_for_each(inside: In
 async def test_a_commit_of_many_that_arrives_after_it_was_given_up_books_nobody(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(app.ledger, "REPLY_TIMEOUT_SECONDS", 0.8)
+    monkeypatch.setattr(app.postgres, "REPLY_TIMEOUT_SECONDS", 0.8)
     [(before,)] = inside.service.query("SELECT count(*) FROM abandoned_attempts")
     await book_in_doubt(inside, "delay", delay=2.0)
     assert inside.service.query("SELECT count(*) FROM abandoned_attempts") == [(before + 1,)]
@@ -679,7 +680,7 @@ async def test_who_finds_the_queue_full_is_told_so_and_leaves_nothing_behind(
 ):
     monkeypatch.setattr(app.commits, "MAX_WAITING", 20)
     monkeypatch.setattr(app.commits, "MOST_TOGETHER", 5)
-    monkeypatch.setattr(app.ledger, "REPLY_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(app.postgres, "REPLY_TIMEOUT_SECONDS", 0.5)
     async with running(one.service) as inside:
         [slot_id] = await inside.slots(100)
         asked = [party(slot_id) for _ in range(60)]

@@ -13,10 +13,11 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from app import ledger as ledger_module
+from app import postgres as postgres_module
 from app.commits import Commits
 from app.errors import Busy, DatabaseUnavailable
-from app.ledger import _FORGET_ANSWERS, FORGET_BATCH, CommitRequest, InDoubt, Ledger, RuleViolated, _jsonb
+from app.ledger import _FORGET_ANSWERS, FORGET_BATCH, CommitRequest, Ledger, _jsonb
+from app.postgres import InDoubt, RuleViolated
 from tests.service import Postgres, eventually
 
 pytestmark = pytest.mark.anyio
@@ -204,7 +205,7 @@ async def test_a_slot_locked_by_somebody_is_kept_apart_from_the_others_for_a_whi
             assert list(commits._locked) == [locked]
         # Now with all the time of the world: who waits for the lock waits until it is given up, and beside the others.
         for bound in ("LOCK_TIMEOUT_MS", "STATEMENT_TIMEOUT_MS", "REPLY_TIMEOUT_SECONDS"):
-            monkeypatch.setattr(ledger_module, bound, 60_000)
+            monkeypatch.setattr(postgres_module, bound, 60_000)
         async with committing(url) as commits:
             commits._locked[locked] = float("inf")
             waiting = asyncio.create_task(commits.commit_one(request(sql, locked)))
@@ -304,7 +305,7 @@ async def test_a_refusal_whose_words_are_lost_did_nothing(
         monkeypatch.setattr(commits, "commit", refused)
         outcome = await commits.commit_one(request(sql, slot_id))
         assert (outcome.word, outcome.available_after, outcome.counts and outcome.counts.capacity) == ("full", 1, 1)
-        monkeypatch.setattr(ledger, "_rows", lost)
+        monkeypatch.setattr(ledger.postgres, "rows", lost)
         with pytest.raises(DatabaseUnavailable) as told:
             await commits.commit_one(request(sql, slot_id))
     assert told.value.effect_none
