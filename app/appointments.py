@@ -12,8 +12,8 @@ import msgspec
 import structlog
 
 from app import booking
-from app.booking import BookingRequest, Caller
-from app.domain import Booking, Customer, Slot
+from app.booking import BookingRequest
+from app.domain import Booking, Caller, Customer, Slot
 from app.engine import Engine
 from app.errors import InvalidRequest, NotFound, SlotUnavailable, VenueNotFound
 from app.ledger import Ledger

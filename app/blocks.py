@@ -12,9 +12,8 @@ from uuid import UUID
 
 import msgspec
 
-from app.booking import INNER_TTL_MS, Caller
 from app.breaker import RedisAway
-from app.domain import Counts, SlotFacts
+from app.domain import Caller, Counts, SlotFacts
 from app.engine import Engine
 from app.errors import (
     Busy,
@@ -29,6 +28,7 @@ from app.errors import (
 )
 from app.holds import Doubtful, Occupied, Taken
 from app.ledger import Ledger, counts_of
+from app.places import INNER_TTL_MS
 from app.postgres import RuleViolated
 from app.tokens import id_from_key, new_id
 

@@ -2,7 +2,7 @@
 
 SQLAlchemy Core over a small pool of its own, so that a slow list cannot take a connection from the booking path.
 Everything is bounded: waiting for a connection, for a lock, for a statement, for a reply. Knows nothing of Redis:
-whoever changes a slot here tells `booking.slot_changed`.
+whoever changes a slot here tells the mirror (`slots_changed`).
 """
 
 import asyncio

@@ -26,10 +26,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
-from app import booking
-from app.booking import BookingRequest, Caller
+from app import booking, places
+from app.booking import BookingRequest
 from app.claims import claimed
-from app.domain import Booking, Payment
+from app.domain import Booking, Caller, Payment
 from app.engine import Engine
 from app.errors import (
     AlreadyResolved,
@@ -133,7 +133,7 @@ async def checkout(engine: Engine, request: BookingRequest, way: Way, *, caller:
     if engine.gateway is None:
         raise PaymentFailed("No payment is set up here")
     facts = await engine.mirror.facts(order.offer.slot_id)
-    unpaid = booking.Claim(facts, order.booking_id, order.quantity, None)
+    unpaid = places.Claim(facts, order.booking_id, order.quantity, None)
     ttl_ms, keyed = SESSION_MINUTES * 60_000, request.key is not None
     async with claimed(engine, caller.client, [unpaid], ttl_ms, keyed=keyed):
         to_pay = _new_payment(engine, request, order, way)

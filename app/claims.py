@@ -11,7 +11,6 @@ was booked, from wherever, is found out when a claim is in the way.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -22,26 +21,16 @@ from app.engine import Engine
 from app.errors import HeldTooMuch, Problem, Unavailable
 from app.holds import Extended, InTheWay
 from app.limits import Limit
+from app.places import Claim
 from app.settings import Rate
 from app.tokens import derived_id
 
 #: A claim outlives the hold that it was made for, or its places were free to claim while still held: by as long as a
-#: hold may be prolonged while it is booked (`booking.INNER_TTL_MS`), and for clocks that differ.
+#: hold may be prolonged while it is booked (`places.INNER_TTL_MS`), and for clocks that differ.
 LONGER_MS = 18_000
 #: Looks for what a client has booked of its claims. Beyond it they are believed to be held: or whoever asks on and on
 #: at the limit would make each refusal a question to Postgres.
 LOOKS = Limit("looks", Rate(1, 1, 5))
-
-
-class Wanted(Protocol):
-    """Places that a client is about to hold: `booking.Claim` is one."""
-
-    @property
-    def facts(self) -> SlotFacts: ...
-    @property
-    def id(self) -> UUID: ...
-    @property
-    def quantity(self) -> int: ...
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -53,7 +42,7 @@ class Share(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def claimed(
-    engine: Engine, client: str | None, wanted: Sequence[Wanted], ttl_ms: int, *, keyed: bool
+    engine: Engine, client: str | None, wanted: Sequence[Claim], ttl_ms: int, *, keyed: bool
 ) -> AsyncIterator[None]:
     """Count places as held by a client while, and after, they are taken. No client: an operator, who may hold all.
     Of a keyed request that has taken them before, nothing is counted again.
@@ -79,7 +68,7 @@ async def claimed(
         raise
 
 
-async def given_up(engine: Engine, client: str | None, wanted: Wanted) -> None:
+async def given_up(engine: Engine, client: str | None, wanted: Claim) -> None:
     """Count places no longer, since their hold was released."""
     share = _share(engine, client, wanted.facts)
     if share is not None:
@@ -94,19 +83,19 @@ def _share(engine: Engine, client: str | None, facts: SlotFacts) -> Share | None
     return Share(str(derived_id(b"claims", facts.venue_id.bytes, client.encode())), most)
 
 
-async def _are_taken(engine: Engine, wanted: Sequence[Wanted]) -> bool:
+async def _are_taken(engine: Engine, wanted: Sequence[Claim]) -> bool:
     """Tell whether an earlier request took all of these places: repeated, it holds no more, and gets its answer."""
     return all(await asyncio.gather(*(_is_taken(engine, each) for each in wanted)))
 
 
-async def _is_taken(engine: Engine, wanted: Wanted) -> bool:
+async def _is_taken(engine: Engine, wanted: Claim) -> bool:
     with suppress(RedisAway):
         if isinstance(await engine.holds.extend(wanted.facts, wanted.id, 0, 0), Extended):  # by nothing: a look
             return True
     return await engine.ledger.booking(wanted.id) is not None
 
 
-async def _claim_all(engine: Engine, share: Share, wanted: Sequence[Wanted], ttl_ms: int) -> list[UUID]:
+async def _claim_all(engine: Engine, share: Share, wanted: Sequence[Claim], ttl_ms: int) -> list[UUID]:
     """Claim all or nothing; returns the ids of the claims that were not there before."""
     answers = await asyncio.gather(*(_claim(engine, share, each, ttl_ms) for each in wanted), return_exceptions=True)
     new = [each.id for each, answer in zip(wanted, answers, strict=True) if answer is True]
@@ -120,7 +109,7 @@ async def _claim_all(engine: Engine, share: Share, wanted: Sequence[Wanted], ttl
     return new
 
 
-async def _claim(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool | InTheWay:
+async def _claim(engine: Engine, share: Share, wanted: Claim, ttl_ms: int) -> bool | InTheWay:
     """Claim places; False when they were claimed before, by the same request."""
     answer = await _asked(engine, share, wanted, ttl_ms)
     if not isinstance(answer, InTheWay) or not answer.ids or not engine.limits.passes_here(LOOKS, share.name):
@@ -133,7 +122,7 @@ async def _claim(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> b
     return await _asked(engine, share, wanted, ttl_ms)
 
 
-async def _asked(engine: Engine, share: Share, wanted: Wanted, ttl_ms: int) -> bool | InTheWay:
+async def _asked(engine: Engine, share: Share, wanted: Claim, ttl_ms: int) -> bool | InTheWay:
     try:
         return await engine.holds.claim(share.name, wanted.id, wanted.quantity, share.most, ttl_ms)
     except RedisAway:

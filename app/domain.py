@@ -139,6 +139,15 @@ class Hold(msgspec.Struct, frozen=True):
     replayed: bool = False
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks: customer, operator or system; goes into the audit log with the request's id."""
+
+    actor: str
+    request_id: str | None
+    #: Stands for a customer's address. None: whose holds are not counted.
+    client: str | None = None
+
+
 class Customer(msgspec.Struct, frozen=True):
     name: str
     email: str

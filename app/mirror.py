@@ -1,7 +1,7 @@
 """The mirror: keeps what Redis knows of the slots equal to Postgres, and what a process remembers of both.
 
-Beside `booking` the only module that knows the two stores. Nothing here decides whether a place is sold: a mirror that
-is missing, stale or wrong costs a round trip or an early answer, never a wrong sale (design, promise 4).
+Below the use cases the only module that knows the two stores. Nothing here decides whether a place is sold: a mirror
+that is missing, stale or wrong costs a round trip or an early answer, never a wrong sale (design, promise 4).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import structlog
 
 from app.breaker import BrokenKeys, RedisAway
 from app.domain import Alternatives, Counts, Room, Slot, SlotFacts
-from app.errors import SlotNotFound
+from app.errors import SlotNotFound, Unavailable
 from app.holds import MOST_HOLDS, Holds, Mirrored
 from app.ledger import Ledger
 from app.telemetry import DRIFT, MIRROR_LOADS
@@ -197,6 +197,11 @@ class Mirror:
             await self.holds.sync(counts)
         except RedisAway:
             log.debug("mirror_not_told", slots=len(counts))
+
+    async def slots_changed(self, slot_ids: Sequence[UUID]) -> None:
+        """Follow an operator who changed slots. What Redis is not told now, it asks for in seconds."""
+        with suppress(Unavailable):  # the change is committed: it must not be answered as a failure
+            await self.sync_quietly(await self.ledger.counts(slot_ids))
 
     # -- room -------------------------------------------------------------------------------------------------------
 

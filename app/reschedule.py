@@ -8,10 +8,9 @@ from uuid import UUID
 
 import msgspec
 
-from app import booking
-from app.booking import Caller, Claim
+from app import booking, places
 from app.breaker import RedisAway
-from app.domain import Booking
+from app.domain import Booking, Caller
 from app.engine import Engine
 from app.errors import (
     BookingNotFound,
@@ -24,6 +23,7 @@ from app.errors import (
 )
 from app.holds import Full, Occupied, Taken
 from app.ledger import Moved
+from app.places import Claim
 from app.postgres import RuleViolated
 from app.telemetry import outcomes
 from app.tokens import new_id
@@ -93,13 +93,13 @@ async def _hold(engine: Engine, claim: Claim, found: Booking) -> bool:
     if claim.facts.id == found.slot_id:
         return False
     try:
-        match await booking.take(
-            engine, claim.facts, claim.id, claim.quantity, booking.INNER_TTL_MS, leaving=found.slot_id
+        match await places.take(
+            engine, claim.facts, claim.id, claim.quantity, places.INNER_TTL_MS, leaving=found.slot_id
         ):
             case Taken():
                 return True
             case Full() | Occupied() as refused if isinstance(refused, Occupied) or claim.quantity <= refused.capacity:
-                reason, available, may_free_at = booking.why_unavailable(claim.quantity, refused)
+                reason, available, may_free_at = places.why_unavailable(claim.quantity, refused)
                 alternatives = await engine.mirror.alternatives(claim.facts, claim.quantity)
                 raise SlotUnavailable(reason, claim.quantity, available, may_free_at, alternatives)
     except RedisAway:
@@ -135,10 +135,10 @@ async def _refusal(engine: Engine, booking_id: UUID, claim: Claim, moved: Moved)
         case "begun":
             return Conflict("The slot has begun: ask the venue")
         case "too_many":
-            return booking.too_many(moved.counts[0].capacity)
+            return places.too_many(moved.counts[0].capacity)
         case "ended":
             stored = await engine.ledger.booking(booking_id)
-            return booking.resolved(stored) if stored else BookingNotFound()
+            return places.resolved(stored) if stored else BookingNotFound()
     reason, available = moved.word, 0
     if moved.word in ("full", "occupied"):
         reason = "held" if moved.may_free_at else "booked"

@@ -18,7 +18,6 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
-from app import booking
 from app.engine import Engine
 from app.errors import Unavailable
 from app.hours import Start, Timetable, last_day, moment, slot_id, starts
@@ -157,7 +156,7 @@ async def _bring_up(engine: Engine, resource_id: UUID, deadline: float) -> Done:
     async for slots, words in _applied(engine.ledger, resource_id, deadline):
         engine.holds.note_new((resource_id, slot) for slot in slots.made[: max(0, MOST_TOLD - done.made)])
         if slots.changed:
-            await booking.slot_changed(engine, slots.changed)
+            await engine.mirror.slots_changed(slots.changed)
         done += words
     return done
 

@@ -13,11 +13,10 @@ from uuid import UUID
 
 import msgspec
 
-from app import booking
-from app.booking import Caller, Claim
+from app import booking, holding, places
 from app.breaker import RedisAway
 from app.claims import claimed
-from app.domain import Booking, Customer, Hold, UnavailableReason
+from app.domain import Booking, Caller, Customer, Hold, UnavailableReason
 from app.engine import Engine
 from app.errors import (
     IdempotencyKeyReused,
@@ -30,6 +29,7 @@ from app.errors import (
 )
 from app.holds import Full, Occupied, Taken
 from app.ledger import CommitRequest, Outcome
+from app.places import Claim
 from app.postgres import RuleViolated
 from app.telemetry import outcomes
 from app.tokens import id_from_key, manage_token, new_id, token_hash
@@ -78,7 +78,7 @@ async def book(engine: Engine, order: Order, *, caller: Caller) -> list[tuple[Bo
         And what `booking.book` raises.
     """
     claims = await _claims(engine, order.items, "book", order.key)
-    mine = await _hold_all(engine, claims, booking.INNER_TTL_MS, keyed=order.key is not None)
+    mine = await _hold_all(engine, claims, places.INNER_TTL_MS, keyed=order.key is not None)
     tokens = [manage_token(engine.settings.secrets, claim.id) for claim in claims]
     try:
         decided = await _commit_all(engine, claims, _requests(order, claims, tokens, caller))
@@ -144,13 +144,13 @@ async def _hold_all(engine: Engine, claims: Sequence[Claim], ttl_ms: int, *, key
 
 async def _hold(engine: Engine, claim: Claim, ttl_ms: int) -> Refused | Problem | str:
     try:
-        match await booking.take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
+        match await places.take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
             case Taken(again=again):
                 return "unknown" if again else "mine"
             case Full() as full if claim.quantity > full.capacity:
-                return booking.too_many(full.capacity)
+                return places.too_many(full.capacity)
             case Full() | Occupied() as refused:
-                reason, available, _ = booking.why_unavailable(claim.quantity, refused)
+                reason, available, _ = places.why_unavailable(claim.quantity, refused)
                 return Refused(claim.facts.id, reason, claim.quantity, available)
             case "closed" | "past" as reason:
                 return Refused(claim.facts.id, reason, claim.quantity, 0)
@@ -228,7 +228,7 @@ async def _refusal(engine: Engine, claims: Sequence[Claim], decided: Sequence[Ou
         return SlotNotFound()
     if "too_many" in words:
         counts = decided[words.index("too_many")].counts
-        return booking.too_many(counts.capacity if counts else 0)
+        return places.too_many(counts.capacity if counts else 0)
     if "payment_required" in words:
         return PaymentRequired()
     refused = [
@@ -266,14 +266,14 @@ async def hold(engine: Engine, items: Sequence[Item], *, key: str | None, caller
         As `book`.
     """
     claims = await _claims(engine, items, "hold", key)
-    late = [claim for claim in claims if booking.too_late(claim.facts, caller)]
+    late = [claim for claim in claims if holding.too_late(claim.facts, caller)]
     if late:
         outcomes("hold_several", "refused_early").inc()
         raise await _unavailable(engine, claims, [Refused(c.facts.id, "past", c.quantity, 0) for c in late])
     ttl_ms = 1000 * min(claim.facts.hold_ttl_seconds or engine.settings.hold_ttl_seconds for claim in claims)
     async with claimed(engine, caller.client, claims, ttl_ms, keyed=key is not None):
         holds = await _hold_somewhere(engine, claims, ttl_ms, key, caller)
-    return [(each, booking.hold_token(engine, each)) for each in holds]
+    return [(each, holding.hold_token(engine, each)) for each in holds]
 
 
 async def _hold_somewhere(
@@ -313,13 +313,13 @@ def _asked(claims: Sequence[Claim]) -> str:
 
 
 async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | Problem:
-    match await booking.take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
+    match await places.take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
         case Taken() as taken:
-            return booking.live_hold(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
+            return holding.live_hold(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
         case Full() as full if claim.quantity > full.capacity:
-            return booking.too_many(full.capacity)
+            return places.too_many(full.capacity)
         case Full() | Occupied() as refused:
-            reason, available, _ = booking.why_unavailable(claim.quantity, refused)
+            reason, available, _ = places.why_unavailable(claim.quantity, refused)
             return Refused(claim.facts.id, reason, claim.quantity, available)
         case "closed" | "past" as reason:
             return Refused(claim.facts.id, reason, claim.quantity, 0)

@@ -20,10 +20,9 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
-from app import booking
-from app.booking import Caller
+from app import places
 from app.breaker import RedisAway
-from app.domain import Customer, Slot
+from app.domain import Caller, Customer, Slot
 from app.engine import Engine
 from app.errors import (
     Busy,
@@ -314,7 +313,7 @@ def _require_waiting_makes_sense(wish: Wish, target: _Target) -> None:
         return
     [slot] = target.slots
     if wish.quantity > slot.capacity:
-        raise booking.too_many(slot.capacity)
+        raise places.too_many(slot.capacity)
     if not slot.open:
         raise SlotUnavailable("closed", wish.quantity, 0)
     if min(slot.closes_at or slot.starts_at, slot.starts_at) <= datetime.now(UTC):
@@ -323,7 +322,7 @@ def _require_waiting_makes_sense(wish: Wish, target: _Target) -> None:
 
 async def _require_no_room(engine: Engine, wish: Wish, target: _Target) -> None:
     """Send to the booking whoever need not wait. Places that somebody holds are waited for: holds lapse."""
-    rooms = await booking.rooms(engine, target.slots) if target.slots else {}
+    rooms = await engine.mirror.rooms(target.slots) if target.slots else {}
     for slot in target.slots:
         if not slot.blocked and rooms[slot.id].available >= wish.quantity:
             raise SlotAvailable(slot.id)
@@ -433,7 +432,7 @@ async def _offer(engine: Engine, entry_id: UUID, slot_id: UUID, quantity: int) -
     """Make one offer as every booking is made: layer 1, the commit, and then the mirror follows."""
     facts, hold_id = await engine.mirror.facts(slot_id), uuid4()
     try:
-        taken = isinstance(await booking.take(engine, facts, hold_id, quantity, booking.INNER_TTL_MS), Taken)
+        taken = isinstance(await places.take(engine, facts, hold_id, quantity, places.INNER_TTL_MS), Taken)
         if not taken:
             return False
     except RedisAway:
@@ -454,5 +453,5 @@ async def _offer(engine: Engine, entry_id: UUID, slot_id: UUID, quantity: int) -
 
 async def tell_mirror(engine: Engine, slot_id: UUID) -> str:
     """Tell the mirror of an offer. Who freed the places may have known of another slot, or not have been one of us."""
-    await booking.slot_changed(engine, [slot_id])
+    await engine.mirror.slots_changed([slot_id])
     return "told"

@@ -8,7 +8,7 @@ import httpx
 import psycopg
 import pytest
 
-from app.booking import Caller
+from app.domain import Caller
 from app.ledger import Moved
 from app.reschedule import Wish, reschedule
 from tests.service import (

@@ -15,14 +15,14 @@ import msgspec
 import psycopg
 import pytest
 
-from app import booking
-from app.booking import BookingRequest, Caller
+from app import booking, holding, places
+from app.booking import BookingRequest
 from app.cli import cli, events, home, stores, watch
 from app.cli.failing import guarded
 from app.cli.holds import describe
 from app.cli.home import Run, find_api, published
 from app.cli.seed import seed
-from app.domain import Customer, Event, Hold
+from app.domain import Caller, Customer, Event, Hold
 from app.engine import Engine
 from app.holds import slot_keys
 from app.settings import Settings, SettingsError
@@ -75,7 +75,7 @@ class Shop:
         return asyncio.run(with_engine())
 
     def hold(self, quantity: int = 1) -> UUID:
-        held = self.run(lambda engine: booking.take_hold(engine, self.slot_id, quantity, key=None, caller=CUSTOMER))
+        held = self.run(lambda engine: holding.take_hold(engine, self.slot_id, quantity, key=None, caller=CUSTOMER))
         hold_id: UUID = held[0].id
         return hold_id
 
@@ -217,8 +217,8 @@ def test_why_counts_a_row_that_is_only_held_as_held(shop, holdfast):
     shop.book(2)
 
     async def hold(engine: Engine) -> Hold:
-        claim = booking.Claim(await engine.mirror.facts(shop.slot_id), uuid4(), 2, None)
-        return await booking._take_in_postgres(engine, claim, 60_000, None, CUSTOMER)
+        claim = places.Claim(await engine.mirror.facts(shop.slot_id), uuid4(), 2, None)
+        return await holding._take_in_postgres(engine, claim, 60_000, None, CUSTOMER)
 
     held = shop.run(hold)
     told = holdfast("holds", "why", shop.slot_id, "--json").json
@@ -266,7 +266,7 @@ def test_watch_tells_how_a_hold_ended(shop, holdfast, monkeypatch):
     async def read_and_release(engine: Engine, *which: Any) -> Any:
         shown = await read(engine, *which)
         if len(shown) == 2:
-            await booking.operator_release_hold(engine, first, caller=CUSTOMER)
+            await holding.operator_release_hold(engine, first, caller=CUSTOMER)
         return shown
 
     monkeypatch.setattr(watch, "read_holds", read_and_release)

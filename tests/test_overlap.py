@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from app import booking as bookings
-from app.booking import BookingRequest, Caller
-from app.domain import Customer
+from app.booking import BookingRequest
+from app.domain import Caller, Customer
 from app.engine import Engine
 from app.holds import slot_keys
 from tests.redis_servers import RedisServer, running_redis

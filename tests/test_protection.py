@@ -13,8 +13,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from app import booking, claims
+from app import claims, holding
 from app.api import edge, strict, who, wire
+from app.domain import Caller
 from app.errors import DatabaseUnavailable, HeldTooMuch, InvalidRequest
 from app.limits import Limit
 from app.settings import Rate, from_env
@@ -686,7 +687,7 @@ async def test_refusals_at_the_limit_do_not_each_ask_postgres(
     assert with_redis.redis is not None
     monkeypatch.setattr(claims, "LOOKS", Limit("looks", Rate(1, 3600, 3)))
     slot_id = UUID(slots_of(with_redis, holds_per_client=1)[0]["id"])
-    one = booking.Caller("customer", None, uuid4().hex)
+    one = Caller("customer", None, uuid4().hex)
     async with engine_on(with_redis.database_url, with_redis.redis.url) as engine:
         looks = 0
         look = engine.ledger.resolved
@@ -697,10 +698,10 @@ async def test_refusals_at_the_limit_do_not_each_ask_postgres(
             return await look(ids)
 
         monkeypatch.setattr(engine.ledger, "resolved", counted)
-        await booking.take_hold(engine, slot_id, 1, key=None, caller=one)
+        await holding.take_hold(engine, slot_id, 1, key=None, caller=one)
         for _ in range(10):
             with pytest.raises(HeldTooMuch):
-                await booking.take_hold(engine, slot_id, 1, key=None, caller=one)
+                await holding.take_hold(engine, slot_id, 1, key=None, caller=one)
         assert looks == 3
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from app import booking, hours, schedules, timetable
 from app.catalogue import Catalogue, NewResource, NewVenue, SlotFilter
-from app.domain import Customer, Deviation, Hours, Schedule
+from app.domain import Caller, Customer, Deviation, Hours, Schedule
 from app.engine import Engine
 from app.hours import Lasting, Timetable
 from app.settings import from_env
@@ -870,7 +870,7 @@ async def test_a_cancelled_booking_outside_of_the_hours_leaves_nothing_open(
         schedule = await a_scheduled_person(catalogue)
         await schedules.make_slots(engine, [schedule.resource_id])
         [(slot_id,)] = await rows(engine, "SELECT id FROM slots WHERE starts_at > now() + interval '1 day' LIMIT 1")
-        caller = booking.Caller("customer", None)
+        caller = Caller("customer", None)
         asked = booking.BookingRequest(slot_id=slot_id, customer=Customer("Ada", "ada@example.com"))
         booked, token = await booking.book(engine, asked, caller=caller)
         await timetable.delete_schedule(catalogue, schedule.id, None)

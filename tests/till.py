@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 import psycopg
 
 from app import checkout
-from app.booking import BookingRequest, Caller
+from app.booking import BookingRequest
 from app.checkout import Started, Way
-from app.domain import Booking, Customer
+from app.domain import Booking, Caller, Customer
 from app.engine import Engine
 from tests.service import OPERATOR_KEY, SECRET
 from tests.shop import PRICE, event_of

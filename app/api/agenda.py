@@ -7,7 +7,7 @@ from litestar import Response, delete, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody
 
-from app import blocks, booking
+from app import blocks, holding
 from app.api import answers, wire, wire_calendar
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
@@ -28,7 +28,7 @@ async def read_agenda(request: ApiRequest) -> Response[wire_calendar.Calendar]:
     engine = request.engine
     subject = await agenda.find(engine.ledger, asked.venue, None)
     # Holds first: what becomes a booking meanwhile is then found as both, and told as the booking.
-    holds = await booking.list_holds(engine, subject.venue, None)
+    holds = await holding.list_holds(engine, subject.venue, None)
     degraded = engine.holds.breaker.failures > 0
     seen = await agenda.look(engine.ledger, subject, asked.since, asked.until)
     now = datetime.now(UTC)

@@ -18,7 +18,7 @@ from app.api.answers import Answer
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, idempotency_key
 from app.appointments import Appointments, Taken, Wanted
-from app.booking import Caller
+from app.domain import Caller
 from app.errors import InvalidRequest, Problem
 
 JSON = b"application/json"

@@ -8,7 +8,7 @@ from litestar import Response, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, SkipValidation
 
-from app import booking, domain, schedules
+from app import domain, holding, schedules
 from app.api import answers, wire
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
@@ -141,8 +141,8 @@ async def change_slot(
 ) -> Response[wire.Slot]:
     """Change a slot's capacity, or close and open it. What is booked stays booked."""
     changed = await request.catalogue.change_slot(slot_id, wire.changes(data), request_id())
-    await booking.slot_changed(request.engine, [slot_id])
-    rooms = await booking.rooms(request.engine, [changed])
+    await request.engine.mirror.slots_changed([slot_id])
+    rooms = await request.engine.mirror.rooms([changed])
     return answers.ok(wire.slot(changed, rooms.get(slot_id)))
 
 
@@ -159,7 +159,7 @@ async def change_slot(
 async def list_holds(request: ApiRequest) -> Response[wire.HoldPage]:
     """List live holds, those that end first first."""
     asked = query(request, wire.HoldQuery)
-    holds = await booking.list_holds(request.engine, asked.venue, asked.slot_id)
+    holds = await holding.list_holds(request.engine, asked.venue, asked.slot_id)
     slots = {slot.id: slot for slot in await request.engine.ledger.slots(sorted({hold.slot_id for hold in holds}))}
     return answers.ok(wire.HoldPage(data=[wire.live_hold(hold, slots.get(hold.slot_id)) for hold in holds]))
 

@@ -11,14 +11,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Example
 from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 
-from app import booking, checkout, domain, reschedule, several
+from app import booking, checkout, domain, holding, reschedule, several
 from app.api import answers, wire
 from app.api.answers import Answer
 from app.api.docs import problems, token_or_operator, unchanged
 from app.api.strict import IDEMPOTENCY_KEY_PATTERN, ApiRequest, idempotency_key, keyed, query
-from app.booking import Caller
 from app.catalogue import SlotFilter
-from app.domain import Room, Slot
+from app.domain import Caller, Room, Slot
 from app.engine import Engine
 from app.errors import BookingNotFound, HoldNotFound
 from app.tokens import HoldGrant, sign_hold
@@ -89,7 +88,7 @@ async def page_of_slots(request: ApiRequest, asked: wire.SlotQuery) -> wire.Slot
 
 
 async def _with_rooms(request: ApiRequest, slots: Sequence[Slot]) -> list[wire.Slot]:
-    rooms: dict[UUID, Room] = await booking.rooms(request.engine, slots) if slots else {}
+    rooms: dict[UUID, Room] = await request.engine.mirror.rooms(slots) if slots else {}
     return [wire.slot(slot, rooms.get(slot.id)) for slot in slots]
 
 
@@ -134,7 +133,7 @@ async def hold_places(engine: Engine, caller: Caller, asked: HoldsWanted, key: s
         held = await several.hold(engine, _items(asked), key=idempotency_key(key), caller=caller)
         body = wire.Holds(data=[wire.hold(*each) for each in held])
         return answers.created(body, replayed=all(hold.replayed for hold, _ in held))
-    hold, token = await booking.take_hold(
+    hold, token = await holding.take_hold(
         engine, asked.slot_id, asked.quantity, key=idempotency_key(key), caller=caller
     )
     return answers.created(wire.hold(hold, token), location=f"/v1/holds/{hold.id}", replayed=hold.replayed)
@@ -143,7 +142,7 @@ async def hold_places(engine: Engine, caller: Caller, asked: HoldsWanted, key: s
 @get("/v1/holds/{hold_id:str}", responses=problems(404, 409, 410))
 async def read_hold(request: ApiRequest, hold_id: FromPath[UUID], token: HoldToken = None) -> Response[wire.Hold]:
     """Read a hold by its token."""
-    return answers.ok(wire.hold(await booking.get_hold(request.engine, hold_id, token or "")))
+    return answers.ok(wire.hold(await holding.get_hold(request.engine, hold_id, token or "")))
 
 
 @post("/v1/holds/{hold_id:str}/extend", status_code=200, responses=problems(404, 409, 410, 422, 429))
@@ -155,7 +154,7 @@ async def extend_hold(
     this = keyed(f"extend:{hold_id}", key, None)
     if this and (first := await request.catalogue.first_answer(this)):
         return answers.again(_hold_body(request, first), replayed=True)
-    hold, _ = await booking.extend_hold(request.engine, hold_id, token or "", caller=request.caller)
+    hold, _ = await holding.extend_hold(request.engine, hold_id, token or "", caller=request.caller)
     kept = msgspec.json.encode(hold)
     if this:
         kept = await request.catalogue.keep_answer(this, kept)
@@ -180,9 +179,9 @@ async def release_hold(request: ApiRequest, hold_id: FromPath[UUID], token: Hold
     """Give a hold up, by its token or as an operator. Harmless when it was gone."""
     if request.is_operator:
         with suppress(HoldNotFound):  # gone is what was asked for
-            await booking.operator_release_hold(request.engine, hold_id, caller=request.caller)
+            await holding.operator_release_hold(request.engine, hold_id, caller=request.caller)
     else:
-        await booking.release_hold(request.engine, hold_id, token or "", caller=request.caller)
+        await holding.release_hold(request.engine, hold_id, token or "", caller=request.caller)
     return answers.nothing()
 
 

@@ -21,8 +21,8 @@ from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 
 from app.api import who
-from app.booking import Caller
 from app.catalogue import Catalogue, Keyed
+from app.domain import Caller
 from app.engine import Engine
 from app.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
 from app.telemetry import request_id

@@ -72,8 +72,8 @@ def calendar(venue: str | None, resource: str | None, day: str | None, week: str
 
 
 async def _look(engine: "Engine", subject: "Subject", window: Window) -> "Look":
-    from app.booking import list_holds
     from app.calendars import agenda
+    from app.holding import list_holds
 
     # Holds first: what becomes a booking meanwhile is then found as both, and told as the booking.
     holds = await list_holds(engine, subject.venue, None)

@@ -103,8 +103,8 @@ def watch(*, venue: str | None, interval: float, seconds: float | None, jsonl: b
 @click.option("--json", "as_json", is_flag=True, help="One object for programs.")
 def extend(hold_id: UUID, seconds: int, as_json: bool) -> None:
     """Let a hold end later, also beyond its venue's longest."""
-    from app.booking import operator_extend_hold
     from app.cli.stores import with_engine
+    from app.holding import operator_extend_hold
 
     async def change(engine: "Engine") -> Shown:
         _, slot = await find_hold(engine, hold_id)
@@ -120,8 +120,8 @@ def extend(hold_id: UUID, seconds: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object for programs: the hold as it was.")
 def release(hold_id: UUID, yes: bool, as_json: bool) -> None:
     """Take a hold away from whoever has it. What became a booking is not touched."""
-    from app.booking import operator_release_hold
     from app.cli.stores import operator, with_engine
+    from app.holding import operator_release_hold
 
     async def change(engine: "Engine") -> None:
         hold, slot = await find_hold(engine, hold_id)
@@ -150,7 +150,7 @@ def confirm(question: str, yes: bool) -> None:
 
 async def read_holds(engine: "Engine", venue: str | None, slot_id: UUID | None) -> list[Shown]:
     """Read live holds with the slots they are of."""
-    from app.booking import list_holds
+    from app.holding import list_holds
 
     found = await list_holds(engine, venue, slot_id)
     slots = {slot.id: slot for slot in await engine.ledger.slots(sorted({hold.slot_id for hold in found}))}

@@ -128,8 +128,6 @@ def create(
 
 
 async def _create(engine: "Engine", catalogue: "Catalogue", new: "NewSlot") -> "Slot":
-    from app.booking import slot_changed
-
     made: list[Slot] = []
 
     def note(created: "list[Slot]") -> bytes:
@@ -137,7 +135,7 @@ async def _create(engine: "Engine", catalogue: "Catalogue", new: "NewSlot") -> "
         return b""
 
     await catalogue.create_slots([new], None, None, note)
-    await slot_changed(engine, [slot.id for slot in made])
+    await engine.mirror.slots_changed([slot.id for slot in made])
     return made[0]
 
 
@@ -150,9 +148,7 @@ def _resource_id(venue: "Venue", name_or_id: str) -> UUID:
 
 
 async def _described(engine: "Engine", found: "list[Slot]") -> list[dict[str, Any]]:
-    from app.booking import rooms
-
-    of_slots = await rooms(engine, found) if found else {}
+    of_slots = await engine.mirror.rooms(found) if found else {}
     if engine.holds.breaker.failures:
         say("Redis cannot be reached: holds that only it knows are not counted")
     return [describe(slot, of_slots[slot.id]) for slot in found]

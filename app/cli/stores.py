@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from app.booking import Caller
     from app.catalogue import Catalogue
+    from app.domain import Caller
     from app.engine import Engine
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def require_redis(engine: "Engine", consequence: str) -> None:
 
 def operator() -> "Caller":
     """Who acts, for the audit log."""
-    from app.booking import Caller
+    from app.domain import Caller
 
     return Caller("operator", None)
 
