@@ -21,7 +21,7 @@ import structlog
 from procrastinate import exceptions, jobs
 from psycopg.rows import namedtuple_row
 
-from app import checkout, notices, queued, schedules
+from app import notices, queued, schedules, settlement
 from app.engine import Engine
 from app.errors import Unavailable
 from app.gateway import Unclear
@@ -207,11 +207,11 @@ def queue(engine: Engine) -> procrastinate.App:
 
         found.task(name=name, retry=Patience(), pass_context=True)(run)
 
-    task("apply_stripe_event", lambda event_id: checkout.apply_event(engine, event_id))
-    task("look_payment", lambda payment_id: _or_later(checkout.look(engine, payment_id)))
-    task("close_payment", lambda payment_id: _or_later(checkout.close(engine, payment_id)))
-    task("refund_payment", lambda payment_id: _or_later(checkout.refund(engine, payment_id)))
-    task("look_at_refunds", lambda payment_id: _or_later(checkout.look_at_refunds(engine, payment_id)))
+    task("apply_stripe_event", lambda event_id: settlement.apply_event(engine, event_id))
+    task("look_payment", lambda payment_id: _or_later(settlement.look(engine, payment_id)))
+    task("close_payment", lambda payment_id: _or_later(settlement.close(engine, payment_id)))
+    task("refund_payment", lambda payment_id: _or_later(settlement.refund(engine, payment_id)))
+    task("look_at_refunds", lambda payment_id: _or_later(settlement.look_at_refunds(engine, payment_id)))
     task("deliver_webhook", lambda delivery_id: _deliver(engine, UUID(delivery_id)))
     task("tell_mirror", lambda slot_id: tell_mirror(engine, UUID(slot_id)))
     task("send_mail", lambda kind, booking_id, version=None: notices.send(engine, kind, booking_id, version))

@@ -54,6 +54,7 @@ ALLOWED = {
     "hours": {"domain", "tokens"},
     "timetable": {"catalogue", "domain", "errors", "schema", "tokens"},
     "schedules": {"engine", "errors", "hours", "ledger"},
+    "settlement": {"booking", "domain", "engine", "errors", "gateway", "payments", "telemetry", "tokens"},
     "checkout": {
         "booking",
         "claims",
@@ -64,6 +65,7 @@ ALLOWED = {
         "ledger",
         "payments",
         "places",
+        "settlement",
         "telemetry",
         "tokens",
     },
@@ -100,7 +102,6 @@ ALLOWED = {
     "waiting": {"breaker", "domain", "engine", "errors", "holds", "ledger", "places", "telemetry", "tokens"},
     "notices": {"booking", "domain", "engine", "errors", "mail", "payments", "telemetry", "waiting"},
     "jobs": {
-        "checkout",
         "engine",
         "errors",
         "gateway",
@@ -109,6 +110,7 @@ ALLOWED = {
         "postgres",
         "queued",
         "schedules",
+        "settlement",
         "telemetry",
         "waiting",
         "webhooks",

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
-from app import booking, checkout
+from app import booking, checkout, settlement
 from app import engine as engine_module
 from app.booking import BookingRequest
 from app.checkout import Started
@@ -211,7 +211,7 @@ async def test_an_event_whose_effect_was_lost_is_done_again_and_one_that_is_done
     started = await paid(till, slot_id)
     [completed] = till.told(started.session_id)
     await till.engine.payments.keep_event(
-        completed["id"], completed["type"], checkout.needed(completed["type"], completed["data"]["object"])
+        completed["id"], completed["type"], settlement.needed(completed["type"], completed["data"]["object"])
     )
     assert till.statuses(slot_id)[0] == ["pending_payment"]  # a worker dies here: T-27
     assert await till.receive(completed, completed, completed) == ["confirmed", "done before", "done before"]
@@ -269,7 +269,7 @@ async def test_cancelling_what_was_paid_wrongly_gives_back_what_was_paid(till, b
     [(booking_id, payment_id)] = till.query("SELECT booking_id, id FROM payments WHERE session_id = %s", session_id)
     await till.cancel(booking_id, by)
     assert till.statuses(slot_id) == (["cancelled"], [("mismatched", "due")])
-    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await settlement.refund(till.engine, payment_id) == "refunded"
     assert till.refunds(session_id) == [999]
     assert till.state(slot_id)["payments"][0][6:8] == ("done", 999)
 
@@ -290,7 +290,7 @@ async def test_a_refund_that_several_operators_decide_at_once_is_owed_once(till)
     payment_id = till.payment_id(started)
     await asyncio.gather(*(till.engine.payments.owe_refund(payment_id, "by an operator") for _ in range(5)))
     assert len(till.happened(slot_id, "refund.due")) == 1
-    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await settlement.refund(till.engine, payment_id) == "refunded"
     await till.engine.payments.owe_refund(payment_id, "by an operator")
     assert till.statuses(slot_id) == (["cancelled"], [("paid", "done")])
 
@@ -323,7 +323,7 @@ async def test_moving_a_booking_does_not_win_its_money_back(till, hours, refund)
     await till.cancel(started.booking.id, CUSTOMER)
     assert till.statuses(paid_for)[1] == [("paid", refund)]
     if refund == "due":
-        assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+        assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
 
 
 # -- orders of an older system ----------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ async def test_s0_8_an_older_order_without_room_is_refunded_once(till):
     news = [*till.told(session_id), till.forged("async_payment_succeeded", session_id)]
     assert await till.receive(*news * 5) == ["legacy refund_due", "refund_due"] + ["done before"] * 8
     [(payment_id,)] = till.query("SELECT id FROM payments WHERE session_id = %s", session_id)
-    await asyncio.gather(*(checkout.refund(till.engine, payment_id) for _ in range(5)))
+    await asyncio.gather(*(settlement.refund(till.engine, payment_id) for _ in range(5)))
     assert (till.statuses(slot_id), till.refunds(session_id)) == (([], [("paid", "done")]), [2 * PRICE])
     assert till.state(slot_id)["free"] == [(1,)]
 
@@ -376,7 +376,7 @@ async def test_older_orders_racing_for_one_place_are_booked_or_refunded(till):
     bookings, payments = till.statuses(slot_id)
     assert (bookings, sorted(payments)) == (["confirmed"], [("paid", "due")] * 3 + [("paid", "none")])
     for (payment_id,) in till.query("SELECT id FROM payments WHERE slot_id = %s AND refund_status = 'due'", slot_id):
-        assert await checkout.refund(till.engine, payment_id) == "refunded"
+        assert await settlement.refund(till.engine, payment_id) == "refunded"
     assert sorted(len(till.refunds(session_id)) for session_id in sessions) == [0, 1, 1, 1]
 
 
@@ -427,7 +427,7 @@ async def test_a_payment_after_its_places_were_freed_gets_them_again(till):
     # The new booking is as good as the old one: it can be cancelled, and its money goes back.
     [(new_booking,)] = till.query("SELECT rebooked_id FROM payments WHERE slot_id = %s", slot_id)
     await till.cancel(new_booking)
-    assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+    assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
     assert (till.statuses(slot_id)[0], till.refunds(started.session_id)) == (["expired", "cancelled"], [PRICE])
 
 
@@ -445,7 +445,7 @@ async def test_a_payment_whose_places_are_gone_is_refunded_once(till, gone):
     assert till.happened(slot_id, "payment.late")[0]["outcome"] == "refunded"
     assert len(till.happened(slot_id, "refund.due")) == 1
     payment_id = till.payment_id(started)
-    outcomes = await asyncio.gather(*(checkout.refund(till.engine, payment_id) for _ in range(5)))
+    outcomes = await asyncio.gather(*(settlement.refund(till.engine, payment_id) for _ in range(5)))
     assert "refunded" in outcomes
     assert till.refunds(started.session_id) == [PRICE]
     # Stripe tells us of our own refund, which is no news.
@@ -486,7 +486,7 @@ async def test_a_payment_whose_person_is_being_taken_for_another_slot_is_refunde
     assert await applying == ["legacy refund_due" if legacy else "refund_due"]
     assert till.statuses(slot_id)[1] == [("paid", "due")]
     [(payment_id,)] = till.query("SELECT id FROM payments WHERE session_id = %s", session_id)
-    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await settlement.refund(till.engine, payment_id) == "refunded"
     assert till.refunds(session_id) == [PRICE]
 
 
@@ -497,7 +497,7 @@ Ending = Callable[[Till, UUID], Awaitable[Any]]
 
 
 async def expired_at_stripe_first(till: Till, payment_id: UUID) -> None:
-    await checkout.close(till.engine, payment_id)
+    await settlement.close(till.engine, payment_id)
 
 
 async def expired_here_first(till: Till, payment_id: UUID) -> None:
@@ -533,7 +533,7 @@ async def assert_nobody_pays_for_what_others_get(till: Till, end: Ending, rounds
         paid_by.append(session["payment_status"])
         _, payments = till.statuses(slot_id)
         if payments[0] == ("paid", "due"):
-            await checkout.refund(till.engine, till.payment_id(first))
+            await settlement.refund(till.engine, till.payment_id(first))
         assert payments[0] == (("paid", "none") if session["payment_status"] == "paid" else ("expired", "none"))
     assert set(paid_by) == {"paid", "unpaid"}, "the race had one winner only: it proves nothing"
 
@@ -552,15 +552,15 @@ async def test_without_telling_stripe_first_somebody_pays_for_what_others_get(ti
         await assert_nobody_pays_for_what_others_get(till, expired_here_first, rounds=30)
     # What was paid twice goes back all the same: that is the second line.
     for (payment_id,) in till.query("SELECT id FROM payments WHERE refund_status = 'due'"):
-        await checkout.refund(till.engine, payment_id)
+        await settlement.refund(till.engine, payment_id)
 
 
 async def test_a_payment_nobody_told_us_of_is_found_by_looking(till):
     slot_id = till.slot()
     started = await paid(till, slot_id)
-    assert await checkout.look(till.engine, till.payment_id(started)) == "confirmed"
+    assert await settlement.look(till.engine, till.payment_id(started)) == "confirmed"
     assert till.statuses(slot_id) == CONFIRMED
-    assert await checkout.look(till.engine, till.payment_id(started)) == "confirmed"  # and nothing happens again
+    assert await settlement.look(till.engine, till.payment_id(started)) == "confirmed"  # and nothing happens again
     assert len(till.happened(slot_id, "checkout.completed")) == 1
 
 
@@ -569,9 +569,9 @@ async def test_a_deadline_asks_stripe_first_and_frees_the_places_then(till):
     started = await till.check_out(slot_id)
     till.stripe.fault("sessions.expire", "503", times=3)
     with pytest.raises(Unclear):
-        await checkout.close(till.engine, till.payment_id(started))
+        await settlement.close(till.engine, till.payment_id(started))
     assert till.statuses(slot_id) == (["pending_payment"], [("open", "none")])  # who knows? It may be paid
-    assert await checkout.close(till.engine, till.payment_id(started)) == "ended"
+    assert await settlement.close(till.engine, till.payment_id(started)) == "ended"
     assert till.statuses(slot_id) == EXPIRED
     assert till.stripe.session(started.session_id)["status"] == "expired"
 
@@ -605,7 +605,7 @@ async def test_a_session_that_stripe_does_not_know_cannot_be_paid(till):
     payment_id = await pending(till, slot_id)
     till.query("UPDATE payments SET session_id = 'cs_of_another_account', status = 'open' WHERE id = %s RETURNING 1",
                payment_id)  # fmt: skip
-    assert await checkout.look(till.engine, payment_id) == "ended"
+    assert await settlement.look(till.engine, payment_id) == "ended"
     assert till.statuses(slot_id) == EXPIRED
 
 
@@ -615,7 +615,7 @@ async def test_a_session_that_stripe_does_not_know_cannot_be_paid(till):
 async def test_what_a_dead_process_left_before_stripe_is_called_by_the_worker(till):
     slot_id = till.slot()
     payment_id = await pending(till, slot_id, key := uuid4().hex)
-    assert await checkout.look(till.engine, payment_id) == "waiting"
+    assert await settlement.look(till.engine, payment_id) == "waiting"
     assert till.statuses(slot_id) == (["pending_payment"], [("open", "none")])
     again = await till.check_out(slot_id, key=key)  # the customer comes back, and is told where to pay
     assert (again.booking.replayed, till.payment_id(again)) == (True, payment_id)
@@ -633,7 +633,7 @@ async def test_what_was_left_too_long_ago_is_given_up_and_its_key_is_free(till):
     slot_id = till.slot()
     payment_id = await pending(till, slot_id, key := uuid4().hex)
     till.stripe.clock(10 * 60)  # a session has to live for half an hour from now: Stripe refuses
-    assert await checkout.look(till.engine, payment_id) == "ended"
+    assert await settlement.look(till.engine, payment_id) == "ended"
     assert (till.statuses(slot_id), till.state(slot_id)["free"]) == (([], [("failed", "none")]), [(1,)])
     till.stripe.clock(0)
     assert not (await till.check_out(slot_id, key=key)).booking.replayed
@@ -649,7 +649,7 @@ async def test_a_session_made_under_a_lost_reply_is_found_and_closed(till):
     assert (change.word, change.counts.available_count) == ("failed", 1)
     await till.engine.mirror.sync_quietly([change.counts])
     other = await till.check_out(slot_id)  # the place is sold again
-    assert await checkout.close(till.engine, payment_id) == "ended"
+    assert await settlement.close(till.engine, payment_id) == "ended"
     assert till.stripe.session(made.id)["status"] == "expired"
     assert till.statuses(slot_id) == (["pending_payment"], [("failed", "none"), ("open", "none")])
     assert till.stripe.session(other.session_id)["status"] == "open"
@@ -663,9 +663,9 @@ async def test_an_error_that_stripe_has_stored_is_borne_until_the_time_is_up(til
     [(payment_id,)] = till.query("SELECT id FROM payments WHERE slot_id = %s", slot_id)
     assert (till.statuses(slot_id), till.state(slot_id)["free"]) == (([], [("abandoned", "none")]), [(1,)])
     with pytest.raises(Unclear):
-        await checkout.close(till.engine, payment_id)
+        await settlement.close(till.engine, payment_id)
     till.query("UPDATE payments SET expires_at = clock_timestamp() WHERE id = %s RETURNING 1", payment_id)
-    assert await checkout.close(till.engine, payment_id) == "ended"
+    assert await settlement.close(till.engine, payment_id) == "ended"
     assert till.statuses(slot_id) == ([], [("failed", "none")])
 
 
@@ -743,7 +743,7 @@ async def test_a_paid_booking_that_is_cancelled_is_refunded_by_policy(till, by, 
     for _ in range(2):
         assert (await till.cancel(started.booking.id, by)).status == "cancelled"
     assert till.statuses(slot_id) == (["cancelled"], [("paid", refund)])
-    outcome = await checkout.refund(till.engine, till.payment_id(started))
+    outcome = await settlement.refund(till.engine, till.payment_id(started))
     assert outcome == ("refunded" if refund == "due" else "nothing to do")
     assert till.refunds(started.session_id) == ([PRICE] if refund == "due" else [])
     assert len(till.happened(slot_id, "refund.due")) + len(till.happened(slot_id, "refund.waived")) == 1
@@ -757,11 +757,11 @@ async def test_a_refund_that_fails_is_tried_again_and_made_once(till, fault):
     payment_id = till.payment_id(started)
     till.stripe.fault("refunds.create", fault, times=1 if fault.startswith("500") else 3)
     with pytest.raises(Unclear):
-        await checkout.refund(till.engine, payment_id)
+        await settlement.refund(till.engine, payment_id)
     assert till.statuses(slot_id) == (["cancelled"], [("paid", "due")])
     till.stripe.no_faults()
     assert await till.refund_due(payment_id) == "refunded"
-    assert await checkout.refund(till.engine, payment_id) == "nothing to do"
+    assert await settlement.refund(till.engine, payment_id) == "nothing to do"
     assert (till.statuses(slot_id)[1], till.refunds(started.session_id)) == ([("paid", "done")], [PRICE])
     assert len(till.happened(slot_id, "payment.refunded")) == 1
 
@@ -772,7 +772,7 @@ async def test_a_refund_that_stripe_refuses_is_still_owed(till):
     await till.cancel(started.booking.id)
     till.stripe.fault("refunds.create", "400")
     with pytest.raises(Refused):
-        await checkout.refund(till.engine, till.payment_id(started))
+        await settlement.refund(till.engine, till.payment_id(started))
     assert till.statuses(slot_id)[1] == [("paid", "due")]
     assert await till.refund_due(till.payment_id(started)) == "refunded"
     assert till.refunds(started.session_id) == [PRICE]
@@ -788,9 +788,9 @@ async def test_a_refund_that_was_made_but_not_noted_is_noted_from_the_webhook_or
         await till.engine.gateway.refund(payment.payment_intent, f"of a worker that died: {payment_id}")
         if noted_by == "webhook":
             assert await till.receive(till.told(started.session_id)[-1]) == ["refunded"]
-            assert await checkout.refund(till.engine, payment_id) == "nothing to do"
+            assert await settlement.refund(till.engine, payment_id) == "nothing to do"
         else:
-            assert await checkout.refund(till.engine, payment_id) == "refunded"
+            assert await settlement.refund(till.engine, payment_id) == "refunded"
             assert await till.receive(till.told(started.session_id)[-1]) == ["already"]
         assert (till.statuses(slot_id)[1], till.refunds(started.session_id)) == ([("paid", "done")], [PRICE])
 
@@ -807,7 +807,7 @@ async def test_parts_refunded_in_the_dashboard_add_up_and_the_last_one_ends_the_
     assert till.state(slot_id)["payments"][0][7] == 1500
     # What is left goes back when the venue cancels: neither more nor less.
     await till.cancel(started.booking.id)
-    assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+    assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
     assert (till.statuses(slot_id), till.refunds(started.session_id)) == (
         (["cancelled"], [("paid", "done")]),
         [1000, 500, 1000],
@@ -832,7 +832,7 @@ async def refunded(till: Till, slot_id: UUID) -> tuple[Started, str]:
     """Pay, cancel and refund; returns the refund's id at Stripe, too."""
     started = await confirmed(till, slot_id)
     await till.cancel(started.booking.id)
-    assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+    assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
     [refund_id] = [
         id_ for (id_,) in till.query("SELECT id FROM refunds WHERE payment_id = %s", till.payment_id(started))
     ]
@@ -854,12 +854,12 @@ async def test_a_refund_that_fails_later_is_reported_once_and_made_again_when_an
     assert (told["payment_id"], told["failed_amount"]) == (str(payment_id), PRICE)
     # It is seen until somebody acts, …
     assert till.query("SELECT payment_id, what FROM money_mismatches") == [(payment_id, "its refund failed")]
-    assert await checkout.refund(till.engine, payment_id) == "nothing to do"
+    assert await settlement.refund(till.engine, payment_id) == "nothing to do"
     # … and old news of the first refund do not spoil the second.
     await till.engine.payments.owe_refund(payment_id, "by an operator")
     again = [{**event, "id": f"{event['id']}_again"} for event in news]
     assert set(await till.receive(*again)) == {"already"}
-    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await settlement.refund(till.engine, payment_id) == "refunded"
     assert await till.receive(*({**event, "id": f"{event['id']}_late"} for event in news)) == ["already"] * len(news)
     assert till.statuses(slot_id)[1] == [("paid", "done")]
 
@@ -874,12 +874,12 @@ async def test_a_refund_that_fails_unheard_is_found_by_looking_once_a_day(till):
     till.query(later, payment_id)
     assert payment_id in await recent()
     assert payment_id not in await recent()
-    assert await checkout.look_at_refunds(till.engine, payment_id) == "failed"
+    assert await settlement.look_at_refunds(till.engine, payment_id) == "failed"
     assert till.statuses(slot_id)[1] == [("paid", "failed")]
     await till.engine.payments.owe_refund(payment_id, "by an operator")
-    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await settlement.refund(till.engine, payment_id) == "refunded"
     # One that did arrive is left alone, and after some weeks not looked at any more.
-    assert await checkout.look_at_refunds(till.engine, payment_id) == "already"
+    assert await settlement.look_at_refunds(till.engine, payment_id) == "already"
     till.query(
         "UPDATE payments SET refunded_at = refunded_at - interval '36 days' WHERE id = %s RETURNING 1", payment_id
     )
@@ -895,7 +895,7 @@ async def test_a_payment_that_nobody_looks_after_is_seen(till):
     assert await till.engine.payments.mismatches() == 0
     till.query(over, 90, payment_id)
     assert await till.engine.payments.mismatches() == 1
-    assert await checkout.close(till.engine, payment_id) == "ended"
+    assert await settlement.close(till.engine, payment_id) == "ended"
     assert await till.engine.payments.mismatches() == 0
 
 
@@ -922,10 +922,10 @@ async def test_what_an_operator_gave_back_by_hand_is_noted_and_stripe_not_asked(
     payment_id = till.payment_id(started)
     till.stripe.fail_refund(refund_id)
     await till.receive(till.told(started.session_id)[-1])
-    await checkout.note_by_hand(till.engine, payment_id)
+    await settlement.note_by_hand(till.engine, payment_id)
     assert till.statuses(slot_id)[1] == [("paid", "done")]
     assert till.query("SELECT what FROM money_mismatches") == []
-    assert await checkout.refund(till.engine, payment_id) == "nothing to do"
+    assert await settlement.refund(till.engine, payment_id) == "nothing to do"
     assert till.refunds(started.session_id) == [PRICE]  # the one that failed
     # Only so that Stripe's books and ours are the same again after the test.
     till.stripe.dashboard_refund(till.stripe.session(started.session_id)["payment_intent"])
@@ -936,10 +936,10 @@ async def test_what_stripe_may_be_giving_back_now_is_not_noted_as_given_by_hand(
     started = await confirmed(till, slot_id)
     await till.cancel(started.booking.id)
     payment_id = till.payment_id(started)
-    assert not await checkout.note_by_hand(till.engine, payment_id)
+    assert not await settlement.note_by_hand(till.engine, payment_id)
     assert till.statuses(slot_id)[1] == [("paid", "due")]
     till.query("UPDATE payments SET owed_at = owed_at - interval '2 hours' WHERE id = %s RETURNING 1", payment_id)
-    assert await checkout.note_by_hand(till.engine, payment_id)  # a person has to look at it
+    assert await settlement.note_by_hand(till.engine, payment_id)  # a person has to look at it
     assert till.statuses(slot_id)[1] == [("paid", "done")]
     assert till.query("SELECT what FROM money_mismatches") == []
     # Only so that Stripe's books and ours are the same again after the test.
@@ -965,7 +965,7 @@ async def test_a_refund_that_stays_owed_is_seen(till):
     assert await till.engine.payments.mismatches() == 0
     till.query("UPDATE payments SET owed_at = owed_at - interval '2 hours' WHERE id = %s RETURNING 1", payment_id)
     assert await till.engine.payments.mismatches() == 1
-    assert await checkout.refund(till.engine, payment_id) == "refunded"
+    assert await settlement.refund(till.engine, payment_id) == "refunded"
     assert await till.engine.payments.mismatches() == 0
 
 
@@ -1014,12 +1014,12 @@ async def test_a_pending_booking_cancelled_while_stripe_is_away_is_closed_by_the
         assert (await till.cancel(started.booking.id, CUSTOMER)).status == "cancelled"
         assert till.statuses(slot_id) == (["cancelled"], [("closing", "none")])
         if then == "closed":
-            assert await checkout.close(till.engine, till.payment_id(started)) == "ended"
+            assert await settlement.close(till.engine, till.payment_id(started)) == "ended"
             assert till.statuses(slot_id) == (["cancelled"], [("expired", "none")])
         else:
             till.stripe.pay(started.session_id)
-            assert await checkout.close(till.engine, till.payment_id(started)) == "refund_due"
-            assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+            assert await settlement.close(till.engine, till.payment_id(started)) == "refund_due"
+            assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
             assert till.refunds(started.session_id) == [PRICE]
 
 
@@ -1029,7 +1029,7 @@ async def test_cancelling_what_was_paid_a_moment_ago_refunds_it(till):
     assert (await till.cancel(started.booking.id, CUSTOMER)).status == "cancelled"
     assert till.statuses(slot_id) == (["cancelled"], [("paid", "due")])
     assert await till.receive(*till.told(started.session_id)) == ["refund_due"]
-    assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+    assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
     assert till.refunds(started.session_id) == [PRICE]
 
 
@@ -1058,7 +1058,7 @@ async def test_cancelling_and_paying_at_the_same_moment_keeps_no_money(till):
         await till.receive(*till.told(started.session_id))
         [(_, refund)] = till.statuses(slot_id)[1]
         if refund == "due":
-            assert await checkout.refund(till.engine, till.payment_id(started)) == "refunded"
+            assert await settlement.refund(till.engine, till.payment_id(started)) == "refunded"
         [session] = [till.stripe.session(started.session_id)]
         assert till.statuses(slot_id)[0] == ["cancelled"]
         assert till.refunds(started.session_id) == ([PRICE] if session["payment_status"] == "paid" else [])
@@ -1105,7 +1105,7 @@ async def test_what_was_paid_and_refunded_stays_so_for_every_writer(till, change
     slot_id = till.slot()
     started = await confirmed(till, slot_id)
     await till.cancel(started.booking.id)
-    await checkout.refund(till.engine, till.payment_id(started))
+    await settlement.refund(till.engine, till.payment_id(started))
     with pytest.raises((pg.CheckViolation, pg.InsufficientPrivilege)):
         till.query(change, till.payment_id(started))
 

@@ -586,7 +586,7 @@ async def test_a_job_that_outlasts_the_grace_of_a_stop_is_done_by_the_next_worke
         done.append(event_id)
         return "done"
 
-    monkeypatch.setattr(jobs.checkout, "apply_event", slow)
+    monkeypatch.setattr(jobs.settlement, "apply_event", slow)
     rows(engine, "INSERT INTO webhook_inbox (event_id, type, object) VALUES ('evt_1', 'a.b', '{}') RETURNING 1")
     async with opened(engine) as waiting:
         working = asyncio.create_task(worker._until(stop, engine, waiting, 3))

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from app import checkout
+from app import checkout, settlement
 from app.booking import BookingRequest
 from app.checkout import Started, Way
 from app.domain import Booking, Caller, Customer
@@ -83,15 +83,15 @@ class Till:
         return await checkout.checkout(self.engine, request, NOWHERE, caller=CUSTOMER)
 
     async def cancel(self, booking_id: UUID, caller: Caller = OPERATOR) -> Booking:
-        return await checkout.cancel(self.engine, booking_id, None, caller=caller)
+        return await settlement.cancel(self.engine, booking_id, None, caller=caller)
 
     async def receive(self, *events: Mapping[str, Any]) -> list[str]:
         """Take these events in as the endpoint does, and apply each as a worker does; returns the outcomes."""
         outcomes = []
         for event in events:
-            kept = checkout.needed(event["type"], event["data"]["object"])
+            kept = settlement.needed(event["type"], event["data"]["object"])
             await self.engine.payments.keep_event(event["id"], event["type"], kept)
-            outcomes.append(await checkout.apply_event(self.engine, event["id"]))
+            outcomes.append(await settlement.apply_event(self.engine, event["id"]))
         return outcomes
 
     def told(self, session_id: str, books: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ class Till:
         """Let the worker try a refund once more, as after its wait."""
         self.query("UPDATE payments SET asked_at = asked_at - interval '1 hour' WHERE id = %s RETURNING 1", payment_id)
         assert payment_id in await self.engine.payments.overdue_refunds()
-        return await checkout.refund(self.engine, payment_id)
+        return await settlement.refund(self.engine, payment_id)
 
     # -- what is true afterwards --------------------------------------------------------------------------------------
 

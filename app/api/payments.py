@@ -8,7 +8,7 @@ from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody, SkipValidation
 
-from app import checkout
+from app import checkout, settlement
 from app.api import answers, wire
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey, wanted
@@ -75,7 +75,7 @@ async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
         raise InvalidRequest("", "The signature or the body is not right") from error
     about = (event.get("data") or {}).get("object") if isinstance(event.get("data"), Mapping) else None
     live = event.get("livemode")
-    if event["type"] not in checkout.EVENTS:
+    if event["type"] not in settlement.EVENTS:
         outcomes("webhook", "ignored").inc()
     elif not isinstance(about, Mapping) or not isinstance(about.get("id"), str):
         raise InvalidRequest("", "The event is about nothing")
@@ -84,7 +84,7 @@ async def receive_stripe_event(request: ApiRequest) -> Response[Any]:
         log.warning("stripe_event_of_the_other_mode", type=event["type"], live=live)
         outcomes("webhook", "wrong_mode").inc()
     else:
-        await request.engine.payments.keep_event(event["id"], event["type"], checkout.needed(event["type"], about))
+        await request.engine.payments.keep_event(event["id"], event["type"], settlement.needed(event["type"], about))
     return answers.ok({"received": True})
 
 

@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Example
 from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 
-from app import booking, checkout, domain, holding, reschedule, several
+from app import booking, domain, holding, reschedule, settlement, several
 from app.api import answers, wire
 from app.api.answers import Answer
 from app.api.docs import problems, token_or_operator, unchanged
@@ -249,7 +249,7 @@ async def cancel_booking(
         await booking.read_booking(request.engine, booking_id, shown)  # the key alone proves nothing
         if first := await request.catalogue.first_answer(this):
             return answers.again(first, replayed=True)
-    cancelled = await checkout.cancel(request.engine, booking_id, shown, caller=request.caller)
+    cancelled = await settlement.cancel(request.engine, booking_id, shown, caller=request.caller)
     body = msgspec.json.encode(wire.booking(cancelled))
     if this:
         body = await request.catalogue.keep_answer(this, body)

@@ -62,8 +62,8 @@ def refund(payment_id: UUID, by_hand: bool, yes: bool) -> None:
     """Give a payment back, all that is left of it, also after a refund that failed. The worker does it; whoever has it
     back has no booking any more.
     """
-    from app.checkout import note_by_hand
     from app.cli.stores import with_engine
+    from app.settlement import note_by_hand
 
     async def give_back(engine: "Engine") -> "Payment":
         payment = await _read(engine, payment_id)
