@@ -1,66 +1,26 @@
-"""Venues, resources, slots, and the lists that operators and widgets read: Postgres only, and never a booking.
+"""What is sold: venues, their resources, and slots, as operators change them and operators and widgets read them.
 
-SQLAlchemy Core over a small pool of its own, so that a slow list cannot take a connection from the booking path.
-Everything is bounded: waiting for a connection, for a lock, for a statement, for a reply. Knows nothing of Redis:
-whoever changes a slot here tells the mirror (`slots_changed`).
+Postgres only, and never a booking. Knows nothing of Redis: whoever changes a slot here tells the mirror
+(`slots_changed`).
 """
 
-import asyncio
-import select as os_select
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import msgspec
-import psycopg
 import sqlalchemy as sa
-import structlog
-from psycopg import errors as pg
-from sqlalchemy import exc as sa_exc
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Booking, Customer, Event, Resource, Service, Slot, Venue
-from app.errors import (
-    Busy,
-    Conflict,
-    DatabaseUnavailable,
-    IdempotencyKeyReused,
-    InvalidRequest,
-    NotFound,
-    Problem,
-    ResourceNotFound,
-    SlotNotFound,
-    Unavailable,
-    VenueNotFound,
-)
-from app.postgres import LOCK_TIMEOUT_MS, REPLY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, within
-from app.schema import answers, bookings, events, occupied, resources, service_resources, services, slots, venues
+from app.database import Answer, Database, Keyed, audit
+from app.domain import Resource, Service, Slot, Venue
+from app.errors import ResourceNotFound, SlotNotFound, VenueNotFound
+from app.schema import bookings, occupied, resources, service_resources, services, slots, venues
 from app.tokens import new_id
 
-log = structlog.get_logger()
-T = TypeVar("T")
 Row = Any  # SQLAlchemy's rows: the fields are those of the statement above each use
-
-#: Connections per process: lists and operators' changes are rare beside bookings.
-READERS, WRITERS = 4, 2
-POOL_TIMEOUT_SECONDS = 1.0
-
-#: A violated rule that the caller can do something about. Any other is a bug, and a 500.
-_PROBLEM_BY_RULE: Mapping[str, Callable[[], Problem]] = {
-    "venues_slug_unique": lambda: Conflict("There is a venue with this slug"),
-    "slots_available_count_range": lambda: Conflict("More places are booked than that capacity has"),
-    "bookings_one_live_on_exclusive_slot": lambda: Conflict("More places are booked than that capacity has"),
-    "slots_blocks_are_never_sold": lambda: Conflict("This is blocked time: remove the block"),
-    "slots_end_after_start": lambda: InvalidRequest("ends_at", "must be after starts_at, by at most 31 days"),
-    "slots_of_a_service": lambda: NotFound("Service not found"),
-    "service_resources_of_a_service": lambda: NotFound("Service not found"),
-    "service_resources_of_a_resource": ResourceNotFound,
-    "schedules_dates_in_order": lambda: InvalidRequest("to_date", "must not be before from_date"),
-    "schedule_hours_pkey": lambda: InvalidRequest("weekly", "The same hours begin twice"),
-}
 
 
 class NewVenue(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,55 +65,11 @@ class SlotFilter(msgspec.Struct, frozen=True, kw_only=True):
     room_for: int | None = None
 
 
-class BookingFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which bookings to list; the times are those of their slots."""
-
-    venue: str | None = None
-    slot_id: UUID | None = None
-    status: str | None = None
-    starts_from: datetime | None = None
-    starts_before: datetime | None = None
-
-
-class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    type: str | None = None
-    slot_id: UUID | None = None
-    booking_id: UUID | None = None
-
-
-class Keyed(msgspec.Struct, frozen=True):
-    """An Idempotency-Key, what it is used for, and the hash of what was asked."""
-
-    scope: str
-    key: str
-    fingerprint: bytes
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """The body of an answer, and whether it was given before."""
-
-    body: bytes
-    replayed: bool
-
-
 class Catalogue:
-    """The statements and the pool they run on. Opens connections when first asked, so it starts without Postgres."""
+    """The statements, on the connections of a database."""
 
-    def __init__(self, database_url: str) -> None:
-        # Apart, so that operators' changes, which may wait for locks, never keep a reader waiting. Reads need no
-        # transaction: one statement each, one round trip.
-        self._reading = _engine(
-            database_url,
-            READERS,
-            isolation_level="AUTOCOMMIT",
-            pool_reset_on_return=None,
-            skip_autocommit_rollback=True,
-        )
-        self._writing = _engine(database_url, WRITERS)
-
-    async def close(self) -> None:
-        await self._reading.dispose()
-        await self._writing.dispose()
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     # -- venues and resources ---------------------------------------------------------------------------------------
 
@@ -171,7 +87,7 @@ class Catalogue:
                 raise VenueNotFound
             return await _whole_venue(connection, row)
 
-        return await self.read(read)
+        return await self.database.read(read)
 
     async def venues(self, after: str | None, limit: int) -> list[Venue]:
         """List venues by slug, after one."""
@@ -185,7 +101,7 @@ class Catalogue:
             of_venues, offered = await _resources_of(connection, ids), await _services_of(connection, ids)
             return [_venue(row, of_venues, offered) for row in rows]
 
-        return await self.read(read)
+        return await self.database.read(read)
 
     async def origins(self) -> list[str]:
         """List every origin that some venue has named."""
@@ -193,7 +109,7 @@ class Catalogue:
         async def read(connection: AsyncConnection) -> list[str]:
             return list(await connection.scalars(_ORIGINS))
 
-        return await self.read(read)
+        return await self.database.read(read)
 
     async def create_venue(
         self, new: NewVenue, keyed: Keyed | None, request_id: str | None, render: Callable[[Venue], bytes]
@@ -204,7 +120,7 @@ class Catalogue:
             await audit(connection, "venue.created", request_id, [{"venue_id": row.id, "data": {"slug": row.slug}}])
             return render(_venue(row, {}, {}))
 
-        return await self.once(keyed, create)
+        return await self.database.once(keyed, create)
 
     async def change_venue(self, slug: str, changes: Mapping[str, Any], request_id: str | None) -> Venue:
         """Change the given columns of a venue. None of them moves a booking.
@@ -227,7 +143,7 @@ class Catalogue:
                 await slots_are_due(connection, resources.c.venue_id == row.id, first=False)
             return await _whole_venue(connection, row)
 
-        return await self.write(change)
+        return await self.database.write(change)
 
     async def create_resource(
         self, new: NewResource, keyed: Keyed | None, request_id: str | None, render: Callable[[Resource], bytes]
@@ -246,7 +162,7 @@ class Catalogue:
             await audit(connection, "resource.created", request_id, [event])
             return render(Resource(row.id, new.venue, row.name, row.kind, row.created_at))
 
-        return await self.once(keyed, create)
+        return await self.database.once(keyed, create)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -263,7 +179,7 @@ class Catalogue:
                 raise SlotNotFound
             return found[0]
 
-        return await self.read(read)
+        return await self.database.read(read)
 
     async def slots(self, which: SlotFilter, after: tuple[datetime, UUID] | None, limit: int) -> list[Slot]:
         """List slots in the order (starts_at, id), after a position: index scans, however many slots there are.
@@ -282,7 +198,7 @@ class Catalogue:
                 await require_venue(connection, which.venue)
             return [_slot(row) for row in rows]
 
-        return await self.read(read)
+        return await self.database.read(read)
 
     async def free_days(self, which: SlotFilter, first: date, last: date, zone: str) -> list[date]:
         """List the days of a zone's calendar on which a slot has room: a look into an index for each, however many
@@ -301,7 +217,7 @@ class Catalogue:
                 await require_venue(connection, which.venue)
             return found
 
-        return await self.read(read)
+        return await self.database.read(read)
 
     async def create_slots(
         self, new: Sequence[NewSlot], keyed: Keyed | None, request_id: str | None, render: Callable[[list[Slot]], bytes]
@@ -324,7 +240,7 @@ class Catalogue:
             await audit(connection, "slot.created", request_id, logged)
             return render(await _slots_by_id(connection, [row["id"] for row in rows]))
 
-        return await self.once(keyed, create)
+        return await self.database.once(keyed, create)
 
     async def change_slot(self, slot_id: UUID, changes: Mapping[str, Any], request_id: str | None) -> Slot:
         """Change capacity or status. What is booked stays booked. From then on the slot is no schedule's any more.
@@ -347,188 +263,7 @@ class Catalogue:
                 raise SlotNotFound
             return found[0]
 
-        return await self.write(change)
-
-    # -- bookings and events ----------------------------------------------------------------------------------------
-
-    async def bookings(self, which: BookingFilter, after: tuple[datetime, UUID] | None, limit: int) -> list[Booking]:
-        """List bookings in the order (created_at, id), after a position.
-
-        Rows that never were more than a hold are left out, unless `held` is asked for.
-        """
-        query = (
-            sa.select(bookings, slots.c.available_count)
-            .join(slots, slots.c.id == bookings.c.slot_id)
-            .where(*_booking_conditions(which))
-            .order_by(bookings.c.created_at, bookings.c.id)
-            .limit(limit)
-        )
-        if after is not None:
-            query = query.where(sa.tuple_(bookings.c.created_at, bookings.c.id) > sa.tuple_(*after))
-
-        async def read(connection: AsyncConnection) -> list[Booking]:
-            rows = (await connection.execute(query)).all()
-            if not rows and which.venue is not None:
-                await require_venue(connection, which.venue)
-            return [_booking(row) for row in rows]
-
-        return await self.read(read)
-
-    async def events(self, which: EventFilter, after: int | None, limit: int) -> list[Event]:
-        """List what is committed in the order of `seq`. For looking, not for following: see `feed`."""
-        query = _events(which).order_by(events.c.seq).limit(limit)
-        if after is not None:
-            query = query.where(events.c.seq > after)
-
-        async def read(connection: AsyncConnection) -> list[Event]:
-            return [_event(row) for row in (await connection.execute(query)).all()]
-
-        return await self.read(read)
-
-    async def feed(self, which: EventFilter, after: int, limit: int) -> list[Event]:
-        """Follow the log: what comes after an event in the order (transaction, seq); 0 begins at the beginning.
-
-        Nothing is ever skipped. `seq` is given out before COMMIT, so a later number may become visible first; an event
-        is therefore shown only when every transaction that is older than its own has ended, and the order is theirs.
-        An event that nobody can have seen (a number never committed) stands for its place among the numbers.
-        """
-
-        async def read(connection: AsyncConnection) -> list[Event]:
-            query = _events(which).where(events.c.xid < sa.func.pg_snapshot_xmin(sa.func.pg_current_snapshot()))
-            if after > 0:
-                at = await connection.scalar(sa.select(sa.cast(events.c.xid, sa.Text)).where(events.c.seq == after))
-                position = sa.tuple_(sa.cast(sa.literal(at), events.c.xid.type), sa.literal(after))
-                query = query.where(
-                    sa.tuple_(events.c.xid, events.c.seq) > position if at is not None else events.c.seq > after
-                )
-            query = query.order_by(events.c.xid, events.c.seq).limit(limit)
-            return [_event(row) for row in (await connection.execute(query)).all()]
-
-        return await self.read(read)
-
-    # -- first answers ----------------------------------------------------------------------------------------------
-
-    async def first_answer(self, keyed: Keyed) -> bytes | None:
-        """Find the first answer to this request.
-
-        Raises:
-            IdempotencyKeyReused: the key was used for another one.
-        """
-        return await self.read(lambda connection: _first_answer(connection, keyed))
-
-    async def keep_answer(self, keyed: Keyed, body: bytes) -> bytes:
-        """Store the answer to a request whose effect is elsewhere; returns the first one, when two come at once.
-
-        The effect is there and does no harm when it is repeated: an answer that cannot be kept is given all the same.
-        """
-
-        async def keep(connection: AsyncConnection) -> bytes:
-            await _keep_answer(connection, keyed, body, 200)
-            return await _first_answer(connection, keyed) or body
-
-        try:
-            return await self.write(keep)
-        except Unavailable as error:
-            log.warning("answer_not_kept", scope=keyed.scope, reason=error.code)
-            return body
-
-    async def once(self, keyed: Keyed | None, create: Callable[[AsyncConnection], Awaitable[bytes]]) -> Answer:
-        """Create something and keep the answer in the same transaction; or give the first answer again."""
-
-        async def work(connection: AsyncConnection) -> Answer:
-            if keyed is None:
-                return Answer(await create(connection), replayed=False)
-            # Two at once take turns, so that the second finds an answer instead of a duplicate.
-            name = f"{keyed.scope}\0{keyed.key}".encode()
-            await connection.execute(
-                sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.literal(name.hex()), 0)))
-            )
-            first = await _first_answer(connection, keyed)
-            if first is not None:
-                return Answer(first, replayed=True)
-            body = await create(connection)
-            await _keep_answer(connection, keyed, body, 201)
-            return Answer(body, replayed=False)
-
-        return await self.write(work)
-
-    # -- the one way to Postgres ------------------------------------------------------------------------------------
-
-    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async def run() -> T:
-            async with self._reading.connect() as connection:
-                return await work(connection)
-
-        try:
-            return await within(asyncio.ensure_future(run()), REPLY_TIMEOUT_SECONDS)
-        except TimeoutError as error:
-            raise DatabaseUnavailable(effect_none=True) from error
-        except sa_exc.SQLAlchemyError as error:
-            raise _translated(error, committing=False) from error
-
-    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run one transaction. When this returns, it is committed."""
-        committing = False
-
-        async def run() -> T:
-            nonlocal committing
-            async with self._writing.connect() as connection:
-                result = await work(connection)
-                committing = True
-                await connection.commit()
-                return result
-
-        try:
-            return await within(asyncio.ensure_future(run()), REPLY_TIMEOUT_SECONDS)
-        except TimeoutError as error:
-            raise DatabaseUnavailable(effect_none=False) from error  # it goes on, and may commit
-        except sa_exc.SQLAlchemyError as error:
-            raise _translated(error, committing=committing) from error
-
-
-def _engine(database_url: str, connections: int, **options: Any) -> AsyncEngine:
-    engine = create_async_engine(
-        database_url,
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=POOL_TIMEOUT_SECONDS,
-        hide_parameters=True,  # they are personal data, and errors are logged
-        connect_args={
-            "connect_timeout": 2,
-            "application_name": "holdfast-catalogue",
-            "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS} -c TimeZone=UTC",
-            "keepalives_idle": 10,
-            "tcp_user_timeout": 5_000,
-        },
-        **options,
-    )
-    sa.event.listen(engine.sync_engine, "checkout", _refuse_dead_connection)
-    return engine
-
-
-def _refuse_dead_connection(connection: DBAPIConnection, _record: Any, _proxy: Any) -> None:
-    """Look whether an idle connection has something to say: it can only be goodbye. Costs no round trip."""
-    poller = os_select.poll()
-    poller.register(connection.driver_connection.fileno(), os_select.POLLIN | os_select.POLLHUP | os_select.POLLERR)
-    if poller.poll(0):
-        raise sa_exc.DisconnectionError("the server closed this connection while it was idle")
-
-
-def _translated(error: sa_exc.SQLAlchemyError, *, committing: bool) -> Exception:
-    """Tell busy, refused by a rule and unreachable apart; anything else is a bug and stays what it is."""
-    if isinstance(error, sa_exc.TimeoutError):
-        return Busy()  # all connections are at work
-    cause = getattr(error, "orig", None)
-    if isinstance(cause, pg.LockNotAvailable | pg.QueryCanceled | pg.DeadlockDetected | pg.SerializationFailure):
-        return Busy()
-    if isinstance(cause, psycopg.IntegrityError):
-        problem = _PROBLEM_BY_RULE.get(cause.diag.constraint_name or "")
-        return problem() if problem else error
-    if isinstance(cause, pg.InvalidParameterValue):  # its list of zones may be older than ours
-        return InvalidRequest("timezone", "This database does not know that time zone")
-    if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
-        return DatabaseUnavailable(effect_none=not committing)
-    return error
+        return await self.database.write(change)
 
 
 # -- statements -------------------------------------------------------------------------------------------------------
@@ -672,60 +407,6 @@ async def _slots_by_id(connection: AsyncConnection, slot_ids: Sequence[UUID]) ->
     rows = (await connection.execute(_SLOTS_BY_ID, {"ids": list(slot_ids)})).all()
     found = {row.id: _slot(row) for row in rows}
     return [found[slot_id] for slot_id in slot_ids if slot_id in found]
-
-
-def _booking_conditions(which: BookingFilter) -> list[sa.ColumnElement[bool]]:
-    conditions: list[sa.ColumnElement[bool]] = []
-    if which.venue is not None:
-        this_venue = sa.select(venues.c.id).where(venues.c.slug == which.venue).scalar_subquery()
-        conditions.append(bookings.c.venue_id == this_venue)
-    if which.slot_id is not None:
-        conditions.append(bookings.c.slot_id == which.slot_id)
-    if which.status is not None:
-        conditions.append(bookings.c.status == which.status)
-    if which.status != "held":
-        conditions.append(bookings.c.customer_name.is_not(None))
-    if which.starts_from is not None:
-        conditions.append(slots.c.starts_at >= which.starts_from)
-    if which.starts_before is not None:
-        conditions.append(slots.c.starts_at < which.starts_before)
-    return conditions
-
-
-def _events(which: EventFilter) -> sa.Select[Any]:
-    query = sa.select(events)
-    if which.type is not None:
-        query = query.where(events.c.type == which.type)
-    if which.slot_id is not None:
-        query = query.where(events.c.slot_id == which.slot_id)
-    if which.booking_id is not None:
-        query = query.where(events.c.booking_id == which.booking_id)
-    return query
-
-
-async def audit(
-    connection: AsyncConnection, event_type: str, request_id: str | None, logged: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write to the audit log, in the transaction of what is told. Only operators change the catalogue."""
-    common = {"type": event_type, "actor": "operator", "request_id": request_id}
-    await connection.execute(sa.insert(events), [{**common, **event} for event in logged])
-
-
-async def _first_answer(connection: AsyncConnection, keyed: Keyed) -> bytes | None:
-    this = sa.and_(answers.c.scope == keyed.scope, answers.c.idempotency_key == keyed.key)
-    row = (await connection.execute(sa.select(answers.c.fingerprint, answers.c.body).where(this))).one_or_none()
-    if row is None:
-        return None
-    if bytes(row.fingerprint) != keyed.fingerprint:
-        raise IdempotencyKeyReused
-    return bytes(row.body)
-
-
-async def _keep_answer(connection: AsyncConnection, keyed: Keyed, body: bytes, status: int) -> None:
-    insert = sa.dialects.postgresql.insert(answers).values(
-        scope=keyed.scope, idempotency_key=keyed.key, fingerprint=keyed.fingerprint, status=status, body=body
-    )
-    await connection.execute(insert.on_conflict_do_nothing())
 
 
 def _require_text(slug: str) -> None:
@@ -878,28 +559,3 @@ def _slot(row: Row) -> Slot:
         price_currency=row.price_currency,
         occupied_until=row.occupied_until if row.one_at_a_time else None,
     )
-
-
-def _booking(row: Row) -> Booking:
-    customer = None
-    if row.customer_name is not None:
-        customer = Customer(row.customer_name, row.customer_email, row.customer_phone)
-    return Booking(
-        id=row.id,
-        venue_id=row.venue_id,
-        slot_id=row.slot_id,
-        quantity=row.quantity,
-        status=row.status,
-        customer=customer,
-        metadata=row.metadata,
-        expires_at=row.expires_at,
-        created_at=row.created_at,
-        confirmed_at=row.confirmed_at,
-        cancelled_at=row.cancelled_at,
-        available_count=row.available_count,
-        version=row.version,
-    )
-
-
-def _event(row: Row) -> Event:
-    return Event(row.seq, row.at, row.type, row.actor, row.slot_id, row.booking_id, row.data)

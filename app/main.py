@@ -17,6 +17,7 @@ from app.api.machines import Readiness
 from app.api.strict import ApiRequest, exact_path
 from app.appointments import Appointments
 from app.catalogue import Catalogue
+from app.database import Database
 from app.domain import Room, Slot
 from app.live import Hub
 from app.settings import Settings
@@ -48,8 +49,9 @@ def create_app(chosen: Settings) -> Application:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with engine.running(chosen) as running:
-            catalogue = Catalogue(chosen.database_url)
-            app.state.engine, app.state.catalogue = running, catalogue
+            database = Database(chosen.database_url)
+            catalogue = Catalogue(database)
+            app.state.engine, app.state.database, app.state.catalogue = running, database, catalogue
             app.state.appointments = Appointments(running)
             app.state.origins = Origins(catalogue.origins)
             app.state.readiness = Readiness(running)
@@ -61,7 +63,7 @@ def create_app(chosen: Settings) -> Application:
             finally:
                 await hub.close()
                 with contextlib.suppress(Exception):
-                    await catalogue.close()
+                    await database.close()
 
     app = Litestar(
         route_handlers=api.ROUTES,

@@ -1,4 +1,4 @@
-"""Services, and when they can be booked: what operators keep, beside the catalogue and through its connections.
+"""Services, and when they can be booked: what operators keep, beside the catalogue.
 
 Every change notes, in its own transaction, that the slots of the resources concerned are due. Making them is
 `schedules`, afterwards: a change is committed whether or not its slots can be made at once.
@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.catalogue import SERVICES, Answer, Catalogue, Keyed, audit, require_venue, service_of, slots_are_due
+from app.catalogue import SERVICES, require_venue, service_of, slots_are_due
+from app.database import Answer, Database, Keyed, audit
 from app.domain import Hours, Schedule, ScheduleException, Service
 from app.errors import Conflict, InvalidRequest, NotFound, ResourceNotFound
 from app.schema import (
@@ -73,7 +74,7 @@ class NewException(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_services(
-    catalogue: Catalogue, venue: str | None, after: tuple[datetime, UUID] | None, limit: int
+    database: Database, venue: str | None, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[Service]:
     """List services in the order they were made, also those that are not offered any more.
 
@@ -92,11 +93,11 @@ async def list_services(
             await require_venue(connection, venue)
         return [service_of(row) for row in rows]
 
-    return await catalogue.read(read)
+    return await database.read(read)
 
 
 async def create_service(
-    catalogue: Catalogue,
+    database: Database,
     new: NewService,
     keyed: Keyed | None,
     request_id: str | None,
@@ -118,11 +119,11 @@ async def create_service(
         await audit(connection, "service.created", request_id, [event])
         return render(await _service(connection, values["id"]))
 
-    return await catalogue.once(keyed, create)
+    return await database.once(keyed, create)
 
 
 async def change_service(
-    catalogue: Catalogue,
+    database: Database,
     service_id: UUID,
     changes: Mapping[str, Any],
     resource_ids: Sequence[UUID] | None,
@@ -157,7 +158,7 @@ async def change_service(
             await audit(connection, "service.updated", request_id, [event])
         return await _service(connection, service_id), due
 
-    return await catalogue.write(change)
+    return await database.write(change)
 
 
 async def _take_users_of(connection: AsyncConnection, service_id: UUID, besides: Sequence[UUID]) -> list[UUID]:
@@ -183,7 +184,7 @@ async def _offer(connection: AsyncConnection, venue_id: UUID, offers: Sequence[t
 
 
 async def list_schedules(
-    catalogue: Catalogue,
+    database: Database,
     venue: str | None,
     resource_id: UUID | None,
     after: tuple[datetime, UUID] | None,
@@ -209,20 +210,20 @@ async def list_schedules(
             await require_venue(connection, venue)
         return await _whole(connection, rows)
 
-    return await catalogue.read(read)
+    return await database.read(read)
 
 
-async def read_schedule(catalogue: Catalogue, schedule_id: UUID) -> Schedule:
+async def read_schedule(database: Database, schedule_id: UUID) -> Schedule:
     """Read a schedule.
 
     Raises:
         NotFound
     """
-    return await catalogue.read(lambda connection: _schedule(connection, schedule_id))
+    return await database.read(lambda connection: _schedule(connection, schedule_id))
 
 
 async def create_schedule(
-    catalogue: Catalogue,
+    database: Database,
     new: NewSchedule,
     keyed: Keyed | None,
     request_id: str | None,
@@ -249,11 +250,11 @@ async def create_schedule(
         await audit(connection, "schedule.created", request_id, [event])
         return render(_bounded(await _schedule(connection, schedule_id)))
 
-    return await catalogue.once(keyed, create)
+    return await database.once(keyed, create)
 
 
 async def change_schedule(
-    catalogue: Catalogue,
+    database: Database,
     schedule_id: UUID,
     changes: Mapping[str, Any],
     *,
@@ -281,10 +282,10 @@ async def change_schedule(
         await audit(connection, "schedule.updated", request_id, [event])
         return _bounded(await _schedule(connection, schedule_id))
 
-    return await catalogue.write(change)
+    return await database.write(change)
 
 
-async def delete_schedule(catalogue: Catalogue, schedule_id: UUID, request_id: str | None) -> UUID:
+async def delete_schedule(database: Database, schedule_id: UUID, request_id: str | None) -> UUID:
     """Delete a schedule and its exceptions; returns the resource, whose slots are due.
 
     Raises:
@@ -298,11 +299,11 @@ async def delete_schedule(catalogue: Catalogue, schedule_id: UUID, request_id: s
         await audit(connection, "schedule.deleted", request_id, [event])
         return resource_id
 
-    return await catalogue.write(delete)
+    return await database.write(delete)
 
 
 async def create_exception(
-    catalogue: Catalogue,
+    database: Database,
     schedule_id: UUID,
     new: NewException,
     *,
@@ -315,7 +316,7 @@ async def create_exception(
     Raises:
         NotFound
     """
-    resource_id = (await read_schedule(catalogue, schedule_id)).resource_id
+    resource_id = (await read_schedule(database, schedule_id)).resource_id
 
     async def create(connection: AsyncConnection) -> bytes:
         venue_id, _ = await _take_schedule(connection, schedule_id)
@@ -329,10 +330,10 @@ async def create_exception(
         await audit(connection, "schedule.updated", request_id, [event])
         return render(_exception(row))
 
-    return await catalogue.once(keyed, create), resource_id
+    return await database.once(keyed, create), resource_id
 
 
-async def delete_exception(catalogue: Catalogue, schedule_id: UUID, exception_id: UUID, request_id: str | None) -> UUID:
+async def delete_exception(database: Database, schedule_id: UUID, exception_id: UUID, request_id: str | None) -> UUID:
     """Take an exception back; returns the resource, whose slots are due.
 
     Raises:
@@ -348,7 +349,7 @@ async def delete_exception(catalogue: Catalogue, schedule_id: UUID, exception_id
         await audit(connection, "schedule.updated", request_id, [event])
         return resource_id
 
-    return await catalogue.write(delete)
+    return await database.write(delete)
 
 
 # -- in a transaction -------------------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from app import catalogue as catalogue_module
-from app.catalogue import BookingFilter, Catalogue, EventFilter, Keyed, NewResource, NewSlot, NewVenue, SlotFilter
+from app.catalogue import Catalogue, NewResource, NewSlot, NewVenue, SlotFilter
+from app.database import Database, Keyed
 from app.domain import Slot
 from app.errors import Busy, Conflict, DatabaseUnavailable, IdempotencyKeyReused, InvalidRequest, ResourceNotFound
 from app.postgres import LOCK_TIMEOUT_MS
+from app.records import BookingFilter, EventFilter, follow_events, list_bookings, list_events
 from tests.service import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -34,11 +36,11 @@ def url(postgres: Postgres) -> str:
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Catalogue]:
-    catalogue = Catalogue(url)
+    database = Database(url)
     try:
-        yield catalogue
+        yield Catalogue(database)
     finally:
-        await catalogue.close()
+        await database.close()
 
 
 async def a_resource(catalogue: Catalogue, slug: str = "venue", kind: str = "event") -> UUID:
@@ -85,7 +87,10 @@ async def fed(catalogue: Catalogue, after: int, count: int) -> list[int]:
     deadline = time.monotonic() + 20
     while len(found) < count:
         assert time.monotonic() < deadline, found
-        found += [event.seq for event in await catalogue.feed(EVERYTHING, found[-1] if found else after, 1000)]
+        found += [
+            event.seq
+            for event in await follow_events(catalogue.database, EVERYTHING, found[-1] if found else after, 1000)
+        ]
     return found
 
 
@@ -97,12 +102,12 @@ async def test_an_event_that_is_committed_late_is_never_skipped(url: str) -> Non
             fast.commit()
 
             # If the larger number were shown now, a follower would go on behind it, and never see the smaller one.
-            assert [event.seq for event in await catalogue.events(EVERYTHING, None, 10)] == [late]
-            assert await catalogue.feed(EVERYTHING, 0, 10) == []
+            assert [event.seq for event in await list_events(catalogue.database, EVERYTHING, None, 10)] == [late]
+            assert await follow_events(catalogue.database, EVERYTHING, 0, 10) == []
             slow.commit()
         assert await fed(catalogue, 0, 2) == [early, late]
-        assert [event.seq for event in await catalogue.feed(EVERYTHING, early, 10)] == [late]
-        assert await catalogue.feed(EVERYTHING, late, 10) == []
+        assert [event.seq for event in await follow_events(catalogue.database, EVERYTHING, early, 10)] == [late]
+        assert await follow_events(catalogue.database, EVERYTHING, late, 10) == []
 
 
 async def test_the_order_is_that_of_the_transactions_not_of_the_numbers(url: str) -> None:
@@ -115,7 +120,7 @@ async def test_the_order_is_that_of_the_transactions_not_of_the_numbers(url: str
             older.commit()
         assert small < large
         assert await fed(catalogue, 0, 2) == [large, small]
-        assert [event.seq for event in await catalogue.feed(EVERYTHING, large, 10)] == [small]
+        assert [event.seq for event in await follow_events(catalogue.database, EVERYTHING, large, 10)] == [small]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -136,7 +141,9 @@ async def test_a_follower_sees_every_event_exactly_once(url: str, seed: int) -> 
                     case "rollback":
                         writer.rollback()
                     case "look":
-                        page = await catalogue.feed(EVERYTHING, seen[-1] if seen else 0, chance.randint(1, 5))
+                        page = await follow_events(
+                            catalogue.database, EVERYTHING, seen[-1] if seen else 0, chance.randint(1, 5)
+                        )
                         seen += [event.seq for event in page]
             for writer in writers:
                 writer.commit()
@@ -151,14 +158,16 @@ async def test_the_log_is_filtered(url: str) -> None:
     async with opened(url) as catalogue:
         (slot,) = await create(catalogue, a_slot(await a_resource(catalogue)))
         await catalogue.change_slot(slot.id, {"status": "closed"}, "request-1")
-        of_slot = await catalogue.events(EventFilter(slot_id=slot.id), None, 10)
+        of_slot = await list_events(catalogue.database, EventFilter(slot_id=slot.id), None, 10)
         assert [event.type for event in of_slot] == ["slot.created", "slot.updated"]
         assert of_slot[1].data == {"status": "closed"}
         assert {event.actor for event in of_slot} == {"operator"}
-        updates = await catalogue.events(EventFilter(type="slot.updated"), None, 10)
+        updates = await list_events(catalogue.database, EventFilter(type="slot.updated"), None, 10)
         assert [event.seq for event in updates] == [of_slot[1].seq]
-        assert await catalogue.events(EventFilter(booking_id=uuid4()), None, 10) == []
-        assert [event.type for event in await catalogue.events(EVERYTHING, updates[0].seq - 1, 10)] == ["slot.updated"]
+        assert await list_events(catalogue.database, EventFilter(booking_id=uuid4()), None, 10) == []
+        assert [event.type for event in await list_events(catalogue.database, EVERYTHING, updates[0].seq - 1, 10)] == [
+            "slot.updated"
+        ]
 
 
 # -- slots ------------------------------------------------------------------------------------------------------------
@@ -204,7 +213,7 @@ async def test_lists_of_all_venues_read_a_page_and_not_the_table(url: str, which
         (slot,) = await create(catalogue, a_slot(await a_resource(catalogue), capacity=5000))
         asked: list[tuple[str, Any]] = []
         sa.event.listen(
-            catalogue._reading.sync_engine,
+            catalogue.database._reading.sync_engine,
             "before_cursor_execute",
             lambda _connection, _cursor, statement, values, *_: asked.append((statement, values)),
         )
@@ -222,11 +231,11 @@ async def test_lists_of_all_venues_read_a_page_and_not_the_table(url: str, which
             )
             connection.execute("ANALYZE")
             if which == "bookings":
-                first = await catalogue.bookings(BookingFilter(), None, 10)
-                await catalogue.bookings(BookingFilter(), (first[-1].created_at, first[-1].id), 10)
+                first = await list_bookings(catalogue.database, BookingFilter(), None, 10)
+                await list_bookings(catalogue.database, BookingFilter(), (first[-1].created_at, first[-1].id), 10)
                 index = "bookings_by_time"
             else:
-                assert len(await catalogue.events(EventFilter(type="test.rare"), None, 10)) == 1
+                assert len(await list_events(catalogue.database, EventFilter(type="test.rare"), None, 10)) == 1
                 index = "events_by_type"
             for statement, values in asked:
                 plan = str(connection.execute(f"EXPLAIN {statement}", values).fetchall())
@@ -306,7 +315,7 @@ async def test_a_list_of_slots_is_made_whole_or_not_at_all(url: str) -> None:
         with pytest.raises(ResourceNotFound):
             await create(catalogue, a_slot(resource_id), a_slot(resource_id, venue="other"))
         assert await catalogue.slots(SlotFilter(), None, 10) == []
-        assert await catalogue.events(EventFilter(type="slot.created"), None, 10) == []
+        assert await list_events(catalogue.database, EventFilter(type="slot.created"), None, 10) == []
 
 
 async def test_capacity_does_not_go_below_what_is_booked(url: str) -> None:
@@ -334,15 +343,15 @@ async def test_two_at_once_with_one_key_get_one_answer(url: str) -> None:
         assert sorted(answer.replayed for answer in answers) == [False, True, True, True]
         assert len(await catalogue.slots(SlotFilter(), None, 10)) == 1
         with pytest.raises(IdempotencyKeyReused):
-            await catalogue.first_answer(Keyed("slots", "key", b"asked otherwise"))
-        assert await catalogue.first_answer(Keyed("venues", "key", b"asked otherwise")) is None
+            await catalogue.database.first_answer(Keyed("slots", "key", b"asked otherwise"))
+        assert await catalogue.database.first_answer(Keyed("venues", "key", b"asked otherwise")) is None
 
 
 async def test_the_first_of_two_kept_answers_stays(url: str) -> None:
     async with opened(url) as catalogue:
         keyed = Keyed("cancel:1", "key", b"asked")
-        assert await catalogue.keep_answer(keyed, b"first") == b"first"
-        assert await catalogue.keep_answer(keyed, b"second") == b"first"
+        assert await catalogue.database.keep_answer(keyed, b"first") == b"first"
+        assert await catalogue.database.keep_answer(keyed, b"second") == b"first"
 
 
 # -- a database that is busy, away or gone ----------------------------------------------------------------------------
@@ -371,7 +380,7 @@ async def test_without_postgres_nothing_was_done(tmp_path: Any) -> None:
                 await ask()
             assert told.value.effect_none
         # What was done elsewhere is answered even though the answer cannot be kept.
-        assert await catalogue.keep_answer(Keyed("extend:1", "key", b"asked"), b"done") == b"done"
+        assert await catalogue.database.keep_answer(Keyed("extend:1", "key", b"asked"), b"done") == b"done"
 
 
 async def test_connections_that_the_server_closed_are_replaced_before_they_are_used(url: str) -> None:

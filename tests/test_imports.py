@@ -25,7 +25,9 @@ ALLOWED = {
     "postgres": {"errors"},
     "ledger": {"coalesce", "domain", "errors", "postgres"},
     "commits": {"coalesce", "errors", "ledger", "postgres", "telemetry", "tokens"},
-    "catalogue": {"domain", "errors", "postgres", "schema", "tokens"},
+    "database": {"errors", "postgres", "schema"},
+    "catalogue": {"database", "domain", "errors", "schema", "tokens"},
+    "records": {"catalogue", "database", "domain", "schema"},
     "mirror": {"breaker", "domain", "errors", "holds", "ledger", "telemetry"},
     "gateway": {"settings"},
     "payments": {"domain", "gateway", "ledger", "tokens"},
@@ -52,7 +54,7 @@ ALLOWED = {
     "booking": {"breaker", "domain", "engine", "errors", "holds", "ledger", "places", "telemetry", "tokens"},
     "holding": {"breaker", "claims", "domain", "engine", "errors", "holds", "ledger", "places", "telemetry", "tokens"},
     "hours": {"domain", "tokens"},
-    "timetable": {"catalogue", "domain", "errors", "schema", "tokens"},
+    "timetable": {"catalogue", "database", "domain", "errors", "schema", "tokens"},
     "schedules": {"engine", "errors", "hours", "ledger"},
     "settlement": {"booking", "domain", "engine", "errors", "gateway", "payments", "telemetry", "tokens"},
     "checkout": {
@@ -175,10 +177,10 @@ def test_the_simulator_meets_the_service_over_http_only():
     ("library", "owners"),
     [
         ("redis", {"pipelines"}),
-        ("psycopg", {"postgres", "catalogue", "embedded", "jobs"}),
+        ("psycopg", {"postgres", "database", "embedded", "jobs"}),
         ("stripe", {"gateway"}),
         ("procrastinate", {"jobs", "worker"}),
-        ("sqlalchemy", {"schema", "catalogue", "timetable"}),
+        ("sqlalchemy", {"schema", "database", "catalogue", "timetable", "records"}),
         ("litestar", set()),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg import sql
 
-from app import catalogue, commits, schema
+from app import commits, database, schema
 from app.migrate import upgrade
 from tests.service import Postgres
 
@@ -183,7 +183,7 @@ def test_every_constraint_is_checked(postgres: Postgres) -> None:
 def test_the_rules_that_the_code_translates_by_name_exist(postgres: Postgres) -> None:
     constraints, indexes = looked_up(postgres.fresh(), CONSTRAINTS, INDEXES)
     names = {row[1] for row in (*constraints, *indexes)}
-    translated = {*commits._TAKEN_BY_RULE, *commits._SAME_REQUEST_RULES, *catalogue._PROBLEM_BY_RULE}
+    translated = {*commits._TAKEN_BY_RULE, *commits._SAME_REQUEST_RULES, *database._PROBLEM_BY_RULE}
     assert translated <= names
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from app import booking, hours, schedules, timetable
 from app.catalogue import Catalogue, NewResource, NewVenue, SlotFilter
+from app.database import Database
 from app.domain import Caller, Customer, Deviation, Hours, Schedule
 from app.engine import Engine
 from app.hours import Lasting, Timetable
@@ -704,32 +705,32 @@ def test_a_page_that_is_known_is_not_sent_again(operator: httpx.Client):
 
 
 @asynccontextmanager
-async def an_engine(postgres: Postgres, redis: RedisServer) -> AsyncIterator[tuple[Engine, Catalogue]]:
+async def an_engine(postgres: Postgres, redis: RedisServer) -> AsyncIterator[tuple[Engine, Database]]:
     url = postgres.fresh()
-    engine, catalogue = Engine(from_env(store_environ(url, redis.url))), Catalogue(url)
+    engine, database = Engine(from_env(store_environ(url, redis.url))), Database(url)
     await engine.ledger.pool.open()
     try:
-        yield engine, catalogue
+        yield engine, database
     finally:
         await engine.drain()
         await engine.ledger.pool.close()
         await engine.holds.client.aclose()
-        await catalogue.close()
+        await database.close()
 
 
-async def a_scheduled_person(catalogue: Catalogue, **fields: Any) -> Schedule:
+async def a_scheduled_person(database: Database, **fields: Any) -> Schedule:
     """Make a person with a schedule of an hourly service, and no slots yet."""
     venue = NewVenue(
         slug="venue", name="V", timezone="Europe/Berlin", payment="on_site", hold_ttl_seconds=None, hold_max_seconds=60
     )
-    await catalogue.create_venue(venue, None, None, msgspec.json.encode)
+    await Catalogue(database).create_venue(venue, None, None, msgspec.json.encode)
     resource = NewResource(venue="venue", name="P", kind="person")
-    made = await catalogue.create_resource(resource, None, None, msgspec.json.encode)
+    made = await Catalogue(database).create_resource(resource, None, None, msgspec.json.encode)
     service = timetable.NewService(
         venue="venue", name="Cut", duration_minutes=60, buffer_minutes=0, capacity=1, price_amount=None,
         price_currency=None, resource_ids=[],
     )  # fmt: skip
-    service_made = await timetable.create_service(catalogue, service, None, None, msgspec.json.encode)
+    service_made = await timetable.create_service(database, service, None, None, msgspec.json.encode)
     given = {
         "hours": every_day("09:00-17:00"), "step_minutes": 30, "from_date": date(2020, 1, 1), "to_date": None,
         "notice_minutes": 0, "horizon_days": 30, **fields,
@@ -739,7 +740,7 @@ async def a_scheduled_person(catalogue: Catalogue, **fields: Any) -> Schedule:
         service_ids=[UUID(msgspec.json.decode(service_made.body)["id"])],
         **given,
     )
-    answer = await timetable.create_schedule(catalogue, schedule, None, None, msgspec.json.encode)
+    answer = await timetable.create_schedule(database, schedule, None, None, msgspec.json.encode)
     return msgspec.json.decode(answer.body, type=Schedule)
 
 
@@ -769,8 +770,8 @@ async def wanted_and_open(engine: Engine, schedule: Schedule) -> tuple[set[UUID]
 
 @pytest.mark.anyio
 async def test_many_makers_at_once_make_each_slot_once(postgres: Postgres, bundled_redis_server: RedisServer):
-    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
-        schedule = await a_scheduled_person(catalogue)
+    async with an_engine(postgres, bundled_redis_server) as (engine, database):
+        schedule = await a_scheduled_person(database)
         done = await asyncio.gather(*(schedules.make_slots(engine, [schedule.resource_id]) for _ in range(6)))
         [(slots,)] = await rows(engine, "SELECT count(*) FROM slots")
         assert sum(each.made for each in done) == slots >= 15 * 30
@@ -790,12 +791,12 @@ async def test_many_makers_at_once_make_each_slot_once(postgres: Postgres, bundl
 async def test_whoever_makes_slots_while_hours_change_the_newest_hours_win(
     postgres: Postgres, bundled_redis_server: RedisServer
 ):
-    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
-        schedule = await a_scheduled_person(catalogue)
+    async with an_engine(postgres, bundled_redis_server) as (engine, database):
+        schedule = await a_scheduled_person(database)
 
         async def change(spans: str) -> None:
             await timetable.change_schedule(
-                catalogue, schedule.id, {}, service_ids=None, hours=every_day(spans), request_id=None
+                database, schedule.id, {}, service_ids=None, hours=every_day(spans), request_id=None
             )
             await schedules.make_slots(engine, [schedule.resource_id])
 
@@ -814,19 +815,19 @@ async def test_whoever_makes_slots_while_hours_change_the_newest_hours_win(
 
 @pytest.mark.anyio
 async def test_lists_made_from_old_hours_are_refused(postgres: Postgres, bundled_redis_server: RedisServer):
-    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
-        schedule = await a_scheduled_person(catalogue)
+    async with an_engine(postgres, bundled_redis_server) as (engine, database):
+        schedule = await a_scheduled_person(database)
         plan = await schedules._plan(engine.ledger, schedule.resource_id)
         assert plan is not None
-        await timetable.delete_schedule(catalogue, schedule.id, None)
+        await timetable.delete_schedule(database, schedule.id, None)
         assert await schedules._apply(engine.ledger, plan, next(schedules.portions(plan, datetime.now(UTC)))) is None
         assert await rows(engine, "SELECT 1 FROM slots") == []
 
 
 @pytest.mark.anyio
 async def test_what_a_dead_maker_left_is_finished_by_the_worker(postgres: Postgres, bundled_redis_server: RedisServer):
-    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
-        schedule = await a_scheduled_person(catalogue)
+    async with an_engine(postgres, bundled_redis_server) as (engine, database):
+        schedule = await a_scheduled_person(database)
         async for _ in schedules._applied(engine.ledger, schedule.resource_id, float("inf")):
             break  # it is killed after its first portion
         wanted, opened = await wanted_and_open(engine, schedule)
@@ -845,11 +846,11 @@ async def test_what_a_dead_maker_left_is_finished_by_the_worker(postgres: Postgr
 
 @pytest.mark.anyio
 async def test_what_is_being_booked_is_not_waited_for(postgres: Postgres, bundled_redis_server: RedisServer):
-    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
-        schedule = await a_scheduled_person(catalogue)
+    async with an_engine(postgres, bundled_redis_server) as (engine, database):
+        schedule = await a_scheduled_person(database)
         await schedules.make_slots(engine, [schedule.resource_id])
         [(locked,)] = await rows(engine, "SELECT id FROM slots WHERE starts_at > now() + interval '1 day' LIMIT 1")
-        await timetable.delete_schedule(catalogue, schedule.id, None)
+        await timetable.delete_schedule(database, schedule.id, None)
         with psycopg.connect(engine.settings.database_url) as rival:
             rival.execute("SELECT FROM slots WHERE id = %s FOR NO KEY UPDATE", (locked,))
             await schedules.make_slots(engine, [schedule.resource_id])
@@ -866,14 +867,14 @@ async def test_what_is_being_booked_is_not_waited_for(postgres: Postgres, bundle
 async def test_a_cancelled_booking_outside_of_the_hours_leaves_nothing_open(
     postgres: Postgres, bundled_redis_server: RedisServer
 ):
-    async with an_engine(postgres, bundled_redis_server) as (engine, catalogue):
-        schedule = await a_scheduled_person(catalogue)
+    async with an_engine(postgres, bundled_redis_server) as (engine, database):
+        schedule = await a_scheduled_person(database)
         await schedules.make_slots(engine, [schedule.resource_id])
         [(slot_id,)] = await rows(engine, "SELECT id FROM slots WHERE starts_at > now() + interval '1 day' LIMIT 1")
         caller = Caller("customer", None)
         asked = booking.BookingRequest(slot_id=slot_id, customer=Customer("Ada", "ada@example.com"))
         booked, token = await booking.book(engine, asked, caller=caller)
-        await timetable.delete_schedule(catalogue, schedule.id, None)
+        await timetable.delete_schedule(database, schedule.id, None)
         await schedules.make_slots(engine, [schedule.resource_id])
         assert await rows(engine, "SELECT id FROM slots WHERE status = 'open' AND starts_at > now()") == [(slot_id,)]
         await booking.cancel(engine, booked.id, token, caller=caller)
@@ -949,10 +950,10 @@ def looks_into(plan: dict[str, Any], table: str) -> tuple[set[str], float]:
 async def test_a_page_of_a_year_for_fifty_people_reads_a_page(
     a_year: str, given: set[str], index: str, party: int | None, later: bool
 ):
-    catalogue = Catalogue(a_year)
+    database = Database(a_year)
     asked: list[tuple[str, Any]] = []
     sa.event.listen(
-        catalogue._reading.sync_engine,
+        database._reading.sync_engine,
         "before_cursor_execute",
         lambda _connection, _cursor, statement, values, *_: asked.append((statement, values)),
     )
@@ -969,12 +970,12 @@ async def test_a_page_of_a_year_for_fifty_people_reads_a_page(
             room_for=party,
         )
         try:
-            page = await catalogue.slots(which, None, 51)
+            page = await Catalogue(database).slots(which, None, 51)
             if later:
                 asked.clear()
-                page = await catalogue.slots(which, (page[-1].starts_at, page[-1].id), 51)
+                page = await Catalogue(database).slots(which, (page[-1].starts_at, page[-1].id), 51)
         finally:
-            await catalogue.close()
+            await database.close()
         assert len(page) == 51
         [(statement, values)] = asked
         [[[explained]]] = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values).fetchall()

@@ -41,11 +41,11 @@ async def retry_job(
 ) -> Response[wire.Job]:
     """Let a failed job begin anew, with all its tries. One that waits or runs already is left alone."""
     this = keyed(f"retry:{job_id}", key, None)
-    if this and (first := await request.catalogue.first_answer(this)):
+    if this and (first := await request.database.first_answer(this)):
         return answers.again(first, replayed=True)
     body = msgspec.json.encode(wire.job(await queued.retry(request.engine.ledger, job_id, request_id())))
     if this:
-        body = await request.catalogue.keep_answer(this, body)
+        body = await request.database.keep_answer(this, body)
     return answers.again(body, replayed=False)
 
 

@@ -8,13 +8,13 @@ from litestar import Response, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, SkipValidation
 
-from app import domain, holding, schedules
+from app import domain, holding, records, schedules
 from app.api import answers, wire
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, keyed, operator_only, query
-from app.catalogue import BookingFilter, EventFilter
 from app.errors import InvalidRequest
+from app.records import BookingFilter, EventFilter
 from app.telemetry import request_id
 
 #: A thousand slots are more than the 16 KiB that other bodies may have.
@@ -181,7 +181,7 @@ async def list_bookings(request: ApiRequest) -> Response[wire.BookingPage]:
         starts_from=asked.starts_from,
         starts_before=asked.starts_before,
     )
-    found = await request.catalogue.bookings(which, wire.position(asked.cursor), asked.limit + 1)
+    found = await records.list_bookings(request.database, which, wire.position(asked.cursor), asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
     paid = await request.engine.payments.of_bookings([each.id for each in shown])
@@ -210,9 +210,9 @@ async def list_events(request: ApiRequest) -> Response[wire.EventPage]:
         ledger = request.engine.ledger
         after = await ledger.event_before_last(asked.last, asked.type, asked.slot_id, asked.booking_id)
     if after is not None:
-        found = await request.catalogue.feed(which, after, (asked.last or asked.limit) + 1)
+        found = await records.follow_events(request.database, which, after, (asked.last or asked.limit) + 1)
     else:
-        found = await request.catalogue.events(which, asked.cursor, asked.limit + 1)
+        found = await records.list_events(request.database, which, asked.cursor, asked.limit + 1)
     shown = found[: asked.last or asked.limit]
     more = str(shown[-1].seq) if len(found) > len(shown) else None
     return answers.ok(wire.EventPage(data=[wire.event(each) for each in shown], next_cursor=more))

@@ -152,12 +152,12 @@ async def extend_hold(
     """Prolong a hold; its old token stays good until it would have ended."""
     _require_hold_token(request, hold_id, token)  # the key alone proves nothing
     this = keyed(f"extend:{hold_id}", key, None)
-    if this and (first := await request.catalogue.first_answer(this)):
+    if this and (first := await request.database.first_answer(this)):
         return answers.again(_hold_body(request, first), replayed=True)
     hold, _ = await holding.extend_hold(request.engine, hold_id, token or "", caller=request.caller)
     kept = msgspec.json.encode(hold)
     if this:
-        kept = await request.catalogue.keep_answer(this, kept)
+        kept = await request.database.keep_answer(this, kept)
     return answers.again(_hold_body(request, kept), replayed=False)
 
 
@@ -247,12 +247,12 @@ async def cancel_booking(
     this = keyed(f"cancel:{booking_id}", key, None)
     if this:
         await booking.read_booking(request.engine, booking_id, shown)  # the key alone proves nothing
-        if first := await request.catalogue.first_answer(this):
+        if first := await request.database.first_answer(this):
             return answers.again(first, replayed=True)
     cancelled = await settlement.cancel(request.engine, booking_id, shown, caller=request.caller)
     body = msgspec.json.encode(wire.booking(cancelled))
     if this:
-        body = await request.catalogue.keep_answer(this, body)
+        body = await request.database.keep_answer(this, body)
     return answers.again(body, replayed=False)
 
 
@@ -276,13 +276,13 @@ async def reschedule_booking(
     this = keyed(f"reschedule:{booking_id}", key, data)
     if this:
         await booking.read_booking(request.engine, booking_id, shown)  # the key alone proves nothing
-        if first := await request.catalogue.first_answer(this):
+        if first := await request.database.first_answer(this):
             return answers.again(first, replayed=True)
     wish = reschedule.Wish(data.slot_id, data.quantity, data.version)
     moved = await reschedule.reschedule(request.engine, booking_id, shown, wish, caller=request.caller)
     body = msgspec.json.encode(wire.booking(moved))
     if this:
-        body = await request.catalogue.keep_answer(this, body)
+        body = await request.database.keep_answer(this, body)
     return answers.again(body, replayed=False)
 
 

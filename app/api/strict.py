@@ -21,7 +21,8 @@ from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 
 from app.api import who
-from app.catalogue import Catalogue, Keyed
+from app.catalogue import Catalogue
+from app.database import Database, Keyed
 from app.domain import Caller
 from app.engine import Engine
 from app.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
@@ -60,6 +61,11 @@ class ApiRequest(litestar.Request[Any, Any, State]):
     def engine(self) -> Engine:
         engine: Engine = self.app.state.engine
         return engine
+
+    @property
+    def database(self) -> Database:
+        database: Database = self.app.state.database
+        return database
 
     @property
     def catalogue(self) -> Catalogue:

@@ -32,7 +32,7 @@ async def create_service(
 ) -> Response[wire.Service]:
     """Create a service: what is sold, how long it takes, and who offers it."""
     answer = await timetable.create_service(
-        request.catalogue,
+        request.database,
         data.to_new(),
         keyed("services", key, data),
         request_id(),
@@ -53,7 +53,7 @@ async def list_services(request: ApiRequest) -> Response[wire_timetable.ServiceP
     """List services in the order they were made, also those that are not offered any more."""
     asked = query(request, wire_timetable.ServiceQuery)
     after = wire.position(asked.cursor)
-    found = await timetable.list_services(request.catalogue, asked.venue, after, asked.limit + 1)
+    found = await timetable.list_services(request.database, asked.venue, after, asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
     return answers.ok(wire_timetable.ServicePage(data=[wire.service(each) for each in shown], next_cursor=more))
@@ -71,7 +71,7 @@ async def change_service(
     """Change a service. What is booked stays as it was sold; slots made from schedules that nobody booked follow."""
     offered_by = wire_timetable.given(data).get("resource_ids")
     changed, due = await timetable.change_service(
-        request.catalogue, service_id, data.columns(), offered_by, request_id()
+        request.database, service_id, data.columns(), offered_by, request_id()
     )
     await _make_slots(request, due)
     return answers.ok(wire.service(changed))
@@ -94,7 +94,7 @@ async def create_schedule(
     A start at a wall time that the clock skips is left out; one that comes twice is offered once, the first time.
     """
     answer = await timetable.create_schedule(
-        request.catalogue,
+        request.database,
         data.to_new(),
         keyed("schedules", key, data),
         request_id(),
@@ -116,7 +116,7 @@ async def list_schedules(request: ApiRequest) -> Response[wire_timetable.Schedul
     """List schedules in the order they were made."""
     asked = query(request, wire_timetable.ScheduleQuery)
     after = wire.position(asked.cursor)
-    found = await timetable.list_schedules(request.catalogue, asked.venue, asked.resource_id, after, asked.limit + 1)
+    found = await timetable.list_schedules(request.database, asked.venue, asked.resource_id, after, asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
     data = [wire_timetable.schedule(each) for each in shown]
@@ -131,7 +131,7 @@ async def list_schedules(request: ApiRequest) -> Response[wire_timetable.Schedul
 )
 async def read_schedule(request: ApiRequest, schedule_id: FromPath[UUID]) -> Response[wire_timetable.Schedule]:
     """Read a schedule with its exceptions."""
-    return answers.ok(wire_timetable.schedule(await timetable.read_schedule(request.catalogue, schedule_id)))
+    return answers.ok(wire_timetable.schedule(await timetable.read_schedule(request.database, schedule_id)))
 
 
 @patch(
@@ -146,7 +146,7 @@ async def change_schedule(
     """Change a schedule. Slots that it does not want any more are closed, but for those that somebody booked."""
     lists = wire_timetable.given(data)
     changed = await timetable.change_schedule(
-        request.catalogue,
+        request.database,
         schedule_id,
         data.columns(),
         service_ids=lists.get("service_ids"),
@@ -165,7 +165,7 @@ async def change_schedule(
 )
 async def delete_schedule(request: ApiRequest, schedule_id: FromPath[UUID]) -> Response[None]:
     """Delete a schedule and its exceptions. Its slots are closed, but for those that somebody booked."""
-    await _make_slots(request, [await timetable.delete_schedule(request.catalogue, schedule_id, request_id())])
+    await _make_slots(request, [await timetable.delete_schedule(request.database, schedule_id, request_id())])
     return answers.nothing()
 
 
@@ -183,7 +183,7 @@ async def create_exception(
 ) -> Response[wire_timetable.ScheduleException]:
     """Add days that are not like the others: a day off, a holiday, extra hours."""
     answer, resource_id = await timetable.create_exception(
-        request.catalogue,
+        request.database,
         schedule_id,
         data.to_new(),
         keyed=keyed(f"exceptions:{schedule_id}", key, data),
@@ -204,7 +204,7 @@ async def delete_exception(
     request: ApiRequest, schedule_id: FromPath[UUID], exception_id: FromPath[UUID]
 ) -> Response[None]:
     """Take an exception back: the days are as the week says again."""
-    due = await timetable.delete_exception(request.catalogue, schedule_id, exception_id, request_id())
+    due = await timetable.delete_exception(request.database, schedule_id, exception_id, request_id())
     await _make_slots(request, [due])
     return answers.nothing()
 

@@ -77,14 +77,14 @@ async def rotate_webhook_secret(
 ) -> Response[wire.WebhookEndpoint]:
     """Give an endpoint a new secret, told here, once. For 24 hours the one before signs as well."""
     ledger, this = request.engine.ledger, keyed(f"rotate:{endpoint_id}", key, None)
-    if this and await request.catalogue.first_answer(this):
+    if this and await request.database.first_answer(this):
         found = await endpoints.read(ledger, endpoint_id)
         return answers.again(msgspec.json.encode(wire.webhook_endpoint(found, with_secret=True)), replayed=True)
     rotated = await endpoints.rotate(
         ledger, endpoint_id, request_id(), derived_from=request.engine.settings.secrets, key=this.key if this else None
     )
     if this:  # that it was done is kept, not the secret
-        await request.catalogue.keep_answer(this, msgspec.json.encode(wire.webhook_endpoint(rotated)))
+        await request.database.keep_answer(this, msgspec.json.encode(wire.webhook_endpoint(rotated)))
     return answers.again(msgspec.json.encode(wire.webhook_endpoint(rotated, with_secret=True)), replayed=False)
 
 
@@ -117,12 +117,12 @@ async def redeliver_webhook(
 ) -> Response[wire.WebhookDelivery]:
     """Send a delivery again, whatever became of it, and from then on as if it were new; the `webhook-id` stays."""
     this = keyed(f"redeliver:{delivery_id}", key, None)
-    if this and (first := await request.catalogue.first_answer(this)):
+    if this and (first := await request.database.first_answer(this)):
         return answers.again(first, replayed=True)
     again = await deliveries.redeliver(request.engine.ledger, delivery_id, request_id())
     body = msgspec.json.encode(wire.webhook_delivery(again))
     if this:
-        body = await request.catalogue.keep_answer(this, body)
+        body = await request.database.keep_answer(this, body)
     return answers.again(body, replayed=False)
 
 

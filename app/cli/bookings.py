@@ -13,7 +13,7 @@ from app.cli.slots import INSTANT, aware
 from app.domain import BookingStatus
 
 if TYPE_CHECKING:
-    from app.catalogue import Catalogue
+    from app.database import Database
     from app.domain import Booking, Payment, Slot
     from app.engine import Engine
 
@@ -46,8 +46,8 @@ def list_command(
     as_json: bool,
 ) -> None:
     """List bookings in the order in which they were made."""
-    from app.catalogue import BookingFilter
-    from app.cli.stores import with_catalogue
+    from app.cli.stores import with_database
+    from app.records import BookingFilter, list_bookings
 
     which = BookingFilter(
         venue=venue,
@@ -59,12 +59,12 @@ def list_command(
 
     after = position(cursor)
 
-    async def read(engine: "Engine", catalogue: "Catalogue") -> list[Shown]:
-        found = await catalogue.bookings(which, after, limit + 1)
+    async def read(engine: "Engine", database: "Database") -> list[Shown]:
+        found = await list_bookings(database, which, after, limit + 1)
         slots = {slot.id: slot for slot in await engine.ledger.slots(sorted({b.slot_id for b in found}))}
         return [(booking, slots[booking.slot_id]) for booking in found]
 
-    found = with_catalogue(read)
+    found = with_database(read)
     if len(found) > limit:
         say(f"There are more than {limit}: narrow it down, or raise --limit")
     if as_json:

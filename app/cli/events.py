@@ -15,7 +15,7 @@ from app.cli.failing import USAGE, Failed
 from app.cli.show import emit
 
 if TYPE_CHECKING:
-    from app.catalogue import Catalogue
+    from app.database import Database
     from app.domain import Event
     from app.engine import Engine
 
@@ -61,21 +61,21 @@ def tail(
 
     `--after` with the last seq that was seen goes on exactly there.
     """
-    from app.catalogue import EventFilter
-    from app.cli.stores import with_catalogue
+    from app.cli.stores import with_database
+    from app.records import EventFilter, follow_events
 
     if as_json and (follow or jsonl):
         raise Failed("--json is one object, told at the end: with --follow say --jsonl instead", USAGE)
     which = EventFilter(type=type_, slot_id=slot_id, booking_id=booking_id)
     until = time.monotonic() + (seconds if seconds is not None else float("inf"))
 
-    async def read(engine: "Engine", catalogue: "Catalogue") -> None:
+    async def read(engine: "Engine", database: "Database") -> None:
         told: list[Event] = []
         seen = after
         if seen is None:
             seen = await engine.ledger.event_before_last(count, type_, slot_id, booking_id)
         while True:
-            page = await catalogue.feed(which, seen, PAGE)
+            page = await follow_events(database, which, seen, PAGE)
             for event in page:
                 if as_json:
                     told.append(event)
@@ -91,7 +91,7 @@ def tail(
         if as_json:
             emit({"data": told, "next_cursor": str(told[-1].seq) if told else None})
 
-    with_catalogue(read)
+    with_database(read)
 
 
 def _tell(event: "Event", jsonl: bool) -> None:

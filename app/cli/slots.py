@@ -13,6 +13,7 @@ from app.cli.show import emit, facts, local, local_short, out, print_table, say
 
 if TYPE_CHECKING:
     from app.catalogue import Catalogue, NewSlot
+    from app.database import Database
     from app.domain import Room, Slot, Venue
     from app.engine import Engine
 
@@ -44,8 +45,8 @@ def list_command(
     as_json: bool,
 ) -> None:
     """List slots in the order of their start."""
-    from app.catalogue import SlotFilter
-    from app.cli.stores import with_catalogue
+    from app.catalogue import Catalogue, SlotFilter
+    from app.cli.stores import with_database
 
     which = SlotFilter(
         venue=venue,
@@ -56,10 +57,10 @@ def list_command(
 
     after = position(cursor)
 
-    async def read(engine: "Engine", catalogue: "Catalogue") -> list[dict[str, Any]]:
-        return await _described(engine, await catalogue.slots(which, after, limit + 1))
+    async def read(engine: "Engine", database: "Database") -> list[dict[str, Any]]:
+        return await _described(engine, await Catalogue(database).slots(which, after, limit + 1))
 
-    found = with_catalogue(read)
+    found = with_database(read)
     if len(found) > limit:
         say(f"There are more than {limit}: narrow it down, or raise --limit")
     if as_json:
@@ -78,12 +79,13 @@ def list_command(
 @click.option("--json", "as_json", is_flag=True, help="One object for programs.")
 def show(slot_id: UUID, as_json: bool) -> None:
     """Show a slot and what can be taken of it now."""
-    from app.cli.stores import with_catalogue
+    from app.catalogue import Catalogue
+    from app.cli.stores import with_database
 
-    async def read(engine: "Engine", catalogue: "Catalogue") -> dict[str, Any]:
-        return (await _described(engine, [await catalogue.slot(slot_id)]))[0]
+    async def read(engine: "Engine", database: "Database") -> dict[str, Any]:
+        return (await _described(engine, [await Catalogue(database).slot(slot_id)]))[0]
 
-    _print_one(with_catalogue(read), as_json)
+    _print_one(with_database(read), as_json)
 
 
 @slots.command()
@@ -107,10 +109,11 @@ def create(
     as_json: bool,
 ) -> None:
     """Create a slot."""
-    from app.catalogue import NewSlot
-    from app.cli.stores import with_catalogue
+    from app.catalogue import Catalogue, NewSlot
+    from app.cli.stores import with_database
 
-    async def make(engine: "Engine", catalogue: "Catalogue") -> dict[str, Any]:
+    async def make(engine: "Engine", database: "Database") -> dict[str, Any]:
+        catalogue = Catalogue(database)
         of_venue = await catalogue.venue(venue)
         at = starts_at if starts_at.tzinfo else starts_at.replace(tzinfo=ZoneInfo(of_venue.timezone))
         new = NewSlot(
@@ -124,7 +127,7 @@ def create(
         )
         return (await _described(engine, [await _create(engine, catalogue, new)]))[0]
 
-    _print_one(with_catalogue(make), as_json)
+    _print_one(with_database(make), as_json)
 
 
 async def _create(engine: "Engine", catalogue: "Catalogue", new: "NewSlot") -> "Slot":

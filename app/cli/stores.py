@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from app.catalogue import Catalogue
+    from app.database import Database
     from app.domain import Caller
     from app.engine import Engine
 
@@ -25,16 +25,16 @@ def with_engine(use: Callable[["Engine"], Coroutine[Any, Any, T]]) -> T:
     return asyncio.run(run())
 
 
-def with_catalogue(use: Callable[["Engine", "Catalogue"], Coroutine[Any, Any, T]]) -> T:
+def with_database(use: Callable[["Engine", "Database"], Coroutine[Any, Any, T]]) -> T:
     """Like `with_engine`, with the lists of operators beside it. Imports SQLAlchemy."""
-    from app.catalogue import Catalogue
+    from app.database import Database
 
     async def run(engine: "Engine") -> T:
-        catalogue = Catalogue(engine.settings.database_url)
+        database = Database(engine.settings.database_url)
         try:
-            return await use(engine, catalogue)
+            return await use(engine, database)
         finally:
-            await catalogue.close()
+            await database.close()
 
     return with_engine(run)
 
