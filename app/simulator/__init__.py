@@ -9,6 +9,7 @@ moves.
     idempotency.py  the first answer again
     faults.py       what goes wrong on demand
     delivery.py     signed webhooks
+    exchange.py     one request and its answer: the key, the first answer, a fault
     api.py          /v1, for the Stripe SDK
     pages.py        /pay, for a person
     control.py      /_control, for tests

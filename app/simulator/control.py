@@ -9,8 +9,8 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct, field
 
 from app.simulator import objects
-from app.simulator.api import Asking, simulator_of, with_key
 from app.simulator.delivery import Manner
+from app.simulator.exchange import Asking, simulator_of, with_key
 from app.simulator.faults import Fault
 from app.simulator.ledger import DEFAULT_METHODS, MAX_LIFE_SECONDS, Method, check_url
 from app.simulator.params import RefundParams

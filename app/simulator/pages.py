@@ -9,7 +9,7 @@ from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
-from app.simulator.api import Asking, Simulator, simulator_of
+from app.simulator.exchange import Asking, Simulator, simulator_of
 from app.simulator.forms import StripeError, decode
 from app.simulator.ledger import methods, money
 from app.simulator.state import Session

@@ -27,8 +27,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.settings import MIN_WEBHOOK_SECRET_LENGTH, SettingsError
 from app.simulator import api, control, objects, pages
-from app.simulator.api import CUT, Asking, Simulator, simulator_of
 from app.simulator.delivery import Delivery
+from app.simulator.exchange import CUT, Asking, Simulator, simulator_of
 from app.simulator.forms import StripeError
 from app.simulator.idempotency import Idempotency
 from app.simulator.ledger import Ledger
