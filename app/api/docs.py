@@ -15,12 +15,14 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from app.api import pages, wire, wire_calendar, wire_timetable
+from app.api import pages, wire, wire_agenda, wire_timetable
 from app.pages import render
 from app.webhooks.sending import WebhookMessage
 
 PROBLEM = "application/problem+json"
 TITLE = "Holdfast"
+#: Where the Structs are that the document describes.
+_WIRE = (wire, wire_agenda, wire_timetable)
 _COMPONENT = "#/components/schemas/{name}"
 
 _LOCATION = {"Location": {"description": "where it is, when it is one thing", "schema": {"type": "string"}}}
@@ -110,7 +112,7 @@ def _describe_structs(found: dict[str, Any]) -> None:
     names = found["components"]["schemas"]
     structs = [
         WebhookMessage,
-        *(getattr(of, name) for name in names for of in (wire, wire_timetable, wire_calendar) if hasattr(of, name)),
+        *(getattr(of, name) for name in names for of in _WIRE if hasattr(of, name)),
     ]
     (message, *_), described = msgspec.json.schema_components(structs, ref_template=_COMPONENT)
     found["components"]["schemas"] = described
