@@ -12,7 +12,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody, PathParameter
 
 from app import booking
-from app.api import answers, wire
+from app.api import answers, wire, wire_calendars
 from app.api.docs import operator_security, problems, token_or_operator
 from app.api.public import IdempotencyKey, ManageToken, proof
 from app.api.strict import ApiRequest, idempotency_key, operator_only, query, whole
@@ -47,8 +47,8 @@ IfNoneMatch = Annotated[str | None, HeaderParameter(name="If-None-Match", descri
     responses=problems(401, 404, 409, 422, body=True),
 )
 async def create_calendar_feed(
-    request: ApiRequest, data: JSONBody[wire.CalendarFeedWanted], key: IdempotencyKey = None
-) -> Response[wire.CalendarFeed]:
+    request: ApiRequest, data: JSONBody[wire_calendars.CalendarFeedWanted], key: IdempotencyKey = None
+) -> Response[wire_calendars.CalendarFeed]:
     """Let a venue's or a resource's calendar be subscribed to. Its `url` is a secret, and told here, once."""
     settings = request.engine.settings
     made, replayed = await feeds.create(
@@ -59,24 +59,25 @@ async def create_calendar_feed(
         derived_from=settings.secrets,
         key=idempotency_key(key),
     )
-    body = wire.calendar_feed(made, _url(settings.public_url, made))
+    body = wire_calendars.feed(made, _url(settings.public_url, made))
     return answers.created(body, location="/v1/calendar-feeds", replayed=replayed)  # a list: it has no page of its own
 
 
 @get(
     "/v1/calendar-feeds",
-    opt={"query": wire.CalendarFeedQuery},
+    opt={"query": wire_calendars.CalendarFeedQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401, 404),
 )
-async def list_calendar_feeds(request: ApiRequest) -> Response[wire.CalendarFeedPage]:
+async def list_calendar_feeds(request: ApiRequest) -> Response[wire_calendars.CalendarFeedPage]:
     """List calendar feeds in the order in which they were made, without their addresses."""
-    asked = query(request, wire.CalendarFeedQuery)
+    asked = query(request, wire_calendars.CalendarFeedQuery)
     found = await feeds.listed(request.engine.ledger, asked.venue, wire.position(asked.cursor), asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
-    return answers.ok(wire.CalendarFeedPage(data=[wire.calendar_feed(feed) for feed in shown], next_cursor=more))
+    data = [wire_calendars.feed(feed) for feed in shown]
+    return answers.ok(wire_calendars.CalendarFeedPage(data=data, next_cursor=more))
 
 
 @post(
@@ -88,13 +89,13 @@ async def list_calendar_feeds(request: ApiRequest) -> Response[wire.CalendarFeed
 )
 async def rotate_calendar_feed(
     request: ApiRequest, feed_id: FromPath[UUID], key: IdempotencyKey = None
-) -> Response[wire.CalendarFeed]:
+) -> Response[wire_calendars.CalendarFeed]:
     """Give a calendar feed a new `url`, told here, once. The one before answers 404 from now on."""
     settings = request.engine.settings
     rotated, replayed = await feeds.rotate(
         request.engine.ledger, feed_id, request_id(), derived_from=settings.secrets, key=idempotency_key(key)
     )
-    body = wire.calendar_feed(rotated, _url(settings.public_url, rotated))
+    body = wire_calendars.feed(rotated, _url(settings.public_url, rotated))
     return answers.again(msgspec.json.encode(body), replayed=replayed)
 
 

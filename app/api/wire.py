@@ -20,7 +20,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app import domain, queued, waiting
 from app.api.strict import instant, whole
-from app.calendars import feeds
 from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
@@ -335,13 +334,6 @@ class WebhookEndpointWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_un
         return endpoints.NewEndpoint(venue=self.venue, url=self.url, types=self.types)
 
 
-class CalendarFeedWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Let a resource's calendar be subscribed to; without `resource_id`, the whole venue's."""
-
-    venue: Slug
-    resource_id: UUID | None = None
-
-
 class WaitForSlot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Wait for places of a slot."""
 
@@ -484,12 +476,6 @@ class PaymentQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class WebhookDeliveryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     venue: Slug | None = None
     status: deliveries.Status | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
-
-
-class CalendarFeedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: Slug | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -825,22 +811,6 @@ class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
     available: int
 
 
-class CalendarFeed(msgspec.Struct, frozen=True, kw_only=True):
-    """`url` is told when the feed is made or rotated, and never again; `resource` null: the whole venue."""
-
-    id: UUID
-    venue: str
-    resource: Named | None
-    url: str | UnsetType = UNSET
-    created_at: At
-    rotated_at: At | None
-
-
-class CalendarFeedPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[CalendarFeed]
-    next_cursor: str | None = None
-
-
 class Appointment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A booked appointment. The manage token is told here, and never again."""
 
@@ -1107,20 +1077,6 @@ def event(known: domain.Event) -> Event:
         booking_id=known.booking_id,
         slot_id=known.slot_id,
         data=known.data,
-    )
-
-
-def calendar_feed(known: feeds.Feed, url: str | UnsetType = UNSET) -> CalendarFeed:
-    resource = None
-    if known.resource_id is not None and known.resource_name is not None:
-        resource = Named(id=known.resource_id, name=known.resource_name)
-    return CalendarFeed(
-        id=known.id,
-        venue=known.venue,
-        resource=resource,
-        url=url,
-        created_at=known.created_at,
-        rotated_at=known.rotated_at,
     )
 
 
