@@ -7,7 +7,7 @@ from litestar import Response, delete, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody
 
-from app.api import answers, wire
+from app.api import answers, wire, wire_webhooks
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, idempotency_key, keyed, operator_only, query
@@ -22,8 +22,8 @@ from app.webhooks import deliveries, endpoints
     responses=problems(401, 404, 409, 422, body=True),
 )
 async def create_webhook_endpoint(
-    request: ApiRequest, data: JSONBody[wire.WebhookEndpointWanted], key: IdempotencyKey = None
-) -> Response[wire.WebhookEndpoint]:
+    request: ApiRequest, data: JSONBody[wire_webhooks.WebhookEndpointWanted], key: IdempotencyKey = None
+) -> Response[wire_webhooks.WebhookEndpoint]:
     """Have a venue's events sent to a URL, signed by Standard Webhooks. The secret is told here, once."""
     made, replayed = await endpoints.create(
         request.engine.ledger,
@@ -32,25 +32,26 @@ async def create_webhook_endpoint(
         request_id(),
         allow_private=not request.engine.settings.production,
     )
-    body = wire.webhook_endpoint(made, with_secret=True)
+    body = wire_webhooks.endpoint(made, with_secret=True)
     return answers.created(body, location=f"/v1/webhook-endpoints/{made.id}", replayed=replayed)
 
 
 @get(
     "/v1/webhook-endpoints",
-    opt={"query": wire.WebhookEndpointQuery},
+    opt={"query": wire_webhooks.WebhookEndpointQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401, 404),
 )
-async def list_webhook_endpoints(request: ApiRequest) -> Response[wire.WebhookEndpointPage]:
+async def list_webhook_endpoints(request: ApiRequest) -> Response[wire_webhooks.WebhookEndpointPage]:
     """List endpoints in the order in which they were made, without their secrets."""
-    asked = query(request, wire.WebhookEndpointQuery)
+    asked = query(request, wire_webhooks.WebhookEndpointQuery)
     after = wire.position(asked.cursor)
     found = await endpoints.listed(request.engine.ledger, asked.venue, after, asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
-    return answers.ok(wire.WebhookEndpointPage(data=[wire.webhook_endpoint(e) for e in shown], next_cursor=more))
+    data = [wire_webhooks.endpoint(each) for each in shown]
+    return answers.ok(wire_webhooks.WebhookEndpointPage(data=data, next_cursor=more))
 
 
 @delete(
@@ -74,35 +75,36 @@ async def remove_webhook_endpoint(request: ApiRequest, endpoint_id: FromPath[UUI
 )
 async def rotate_webhook_secret(
     request: ApiRequest, endpoint_id: FromPath[UUID], key: IdempotencyKey = None
-) -> Response[wire.WebhookEndpoint]:
+) -> Response[wire_webhooks.WebhookEndpoint]:
     """Give an endpoint a new secret, told here, once. For 24 hours the one before signs as well."""
     ledger, this = request.engine.ledger, keyed(f"rotate:{endpoint_id}", key, None)
     if this and await request.database.first_answer(this):
         found = await endpoints.read(ledger, endpoint_id)
-        return answers.again(msgspec.json.encode(wire.webhook_endpoint(found, with_secret=True)), replayed=True)
+        return answers.again(msgspec.json.encode(wire_webhooks.endpoint(found, with_secret=True)), replayed=True)
     rotated = await endpoints.rotate(
         ledger, endpoint_id, request_id(), derived_from=request.engine.settings.secrets, key=this.key if this else None
     )
     if this:  # that it was done is kept, not the secret
-        await request.database.keep_answer(this, msgspec.json.encode(wire.webhook_endpoint(rotated)))
-    return answers.again(msgspec.json.encode(wire.webhook_endpoint(rotated, with_secret=True)), replayed=False)
+        await request.database.keep_answer(this, msgspec.json.encode(wire_webhooks.endpoint(rotated)))
+    return answers.again(msgspec.json.encode(wire_webhooks.endpoint(rotated, with_secret=True)), replayed=False)
 
 
 @get(
     "/v1/webhook-deliveries",
-    opt={"query": wire.WebhookDeliveryQuery},
+    opt={"query": wire_webhooks.WebhookDeliveryQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401, 404),
 )
-async def list_webhook_deliveries(request: ApiRequest) -> Response[wire.WebhookDeliveryPage]:
+async def list_webhook_deliveries(request: ApiRequest) -> Response[wire_webhooks.WebhookDeliveryPage]:
     """List deliveries, the newest first; `status=dead` are those that were given up."""
-    asked = query(request, wire.WebhookDeliveryQuery)
+    asked = query(request, wire_webhooks.WebhookDeliveryQuery)
     which = deliveries.DeliveryFilter(venue=asked.venue, status=asked.status)
     found = await deliveries.listed(request.engine.ledger, which, wire.position(asked.cursor), asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
-    return answers.ok(wire.WebhookDeliveryPage(data=[wire.webhook_delivery(d) for d in shown], next_cursor=more))
+    data = [wire_webhooks.delivery(each) for each in shown]
+    return answers.ok(wire_webhooks.WebhookDeliveryPage(data=data, next_cursor=more))
 
 
 @post(
@@ -114,13 +116,13 @@ async def list_webhook_deliveries(request: ApiRequest) -> Response[wire.WebhookD
 )
 async def redeliver_webhook(
     request: ApiRequest, delivery_id: FromPath[UUID], key: IdempotencyKey = None
-) -> Response[wire.WebhookDelivery]:
+) -> Response[wire_webhooks.WebhookDelivery]:
     """Send a delivery again, whatever became of it, and from then on as if it were new; the `webhook-id` stays."""
     this = keyed(f"redeliver:{delivery_id}", key, None)
     if this and (first := await request.database.first_answer(this)):
         return answers.again(first, replayed=True)
     again = await deliveries.redeliver(request.engine.ledger, delivery_id, request_id())
-    body = msgspec.json.encode(wire.webhook_delivery(again))
+    body = msgspec.json.encode(wire_webhooks.delivery(again))
     if this:
         body = await request.database.keep_answer(this, body)
     return answers.again(body, replayed=False)

@@ -24,7 +24,6 @@ from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
 from app.settings import MOST_HOLDS
-from app.webhooks import deliveries, endpoints, target
 
 #: The database holds slots to the same.
 MAX_SLOT_LENGTH = timedelta(days=31)
@@ -316,24 +315,6 @@ class SlotChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     status: OpenOrClosed | UnsetType = UNSET
 
 
-SentType = Annotated[
-    str, Meta(max_length=81, pattern=whole(deliveries.SENT_TYPES), description="such as `booking.confirmed`")
-]
-
-
-class WebhookEndpointWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Have a venue's events sent to a system of its own; without `types`, all that are ever sent."""
-
-    venue: Slug
-    url: Annotated[
-        str, Meta(max_length=target.MAX_URL_LENGTH, pattern=whole(target.URL), description="https, on a public address")
-    ]
-    types: Annotated[list[SentType], Meta(min_length=1, max_length=50)] | None = None
-
-    def to_new(self) -> endpoints.NewEndpoint:
-        return endpoints.NewEndpoint(venue=self.venue, url=self.url, types=self.types)
-
-
 class WaitForSlot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Wait for places of a slot."""
 
@@ -454,12 +435,6 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cursor: Seq | None = None
 
 
-class WebhookEndpointQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: Slug | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
-
-
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: queued.Status = "failed"
     limit: Limit = 50
@@ -469,13 +444,6 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class PaymentQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: PaymentStatus | None = None
     refund_status: RefundStatus | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
-
-
-class WebhookDeliveryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: Slug | None = None
-    status: deliveries.Status | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -719,52 +687,6 @@ class BookingPage(msgspec.Struct, frozen=True, kw_only=True):
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Event]
-    next_cursor: str | None = None
-
-
-class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """`secret` is told when the endpoint is made or its secret rotated, and never again; `types` null: all of them.
-    Until `old_secret_until` the secret before signs as well.
-    """
-
-    id: UUID
-    venue: str
-    url: str
-    types: list[str] | None
-    secret: str | UnsetType = UNSET
-    enabled: bool
-    created_at: At
-    disabled_at: At | None
-    disabled_why: str | None
-    old_secret_until: At | None
-
-
-class WebhookEndpointPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[WebhookEndpoint]
-    next_cursor: str | None = None
-
-
-class WebhookDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """`id` is the `webhook-id` that the receiver gets, `event_seq` the `seq` of the event. `answer_status` null: there
-    was no answer, and `error` says why; `next_at` null: no attempt will follow.
-    """
-
-    id: UUID
-    endpoint_id: UUID
-    venue: str
-    event_seq: int
-    type: str
-    status: deliveries.Status
-    attempts: int
-    answer_status: int | None
-    error: str | None
-    next_at: At | None
-    created_at: At
-    delivered_at: At | None
-
-
-class WebhookDeliveryPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[WebhookDelivery]
     next_cursor: str | None = None
 
 
@@ -1080,27 +1002,8 @@ def event(known: domain.Event) -> Event:
     )
 
 
-def webhook_endpoint(known: endpoints.Endpoint, *, with_secret: bool = False) -> WebhookEndpoint:
-    return WebhookEndpoint(
-        id=known.id,
-        venue=known.venue,
-        url=known.url,
-        types=known.types,
-        secret=known.secret if with_secret else UNSET,
-        enabled=known.disabled_at is None,
-        created_at=known.created_at,
-        disabled_at=known.disabled_at,
-        disabled_why=known.disabled_why,
-        old_secret_until=known.old_secret_until,
-    )
-
-
 def job(known: queued.Job) -> Job:
     return Job(**msgspec.structs.asdict(known))
-
-
-def webhook_delivery(known: deliveries.Delivery) -> WebhookDelivery:
-    return WebhookDelivery(**msgspec.structs.asdict(known))
 
 
 def waiting_entry(
