@@ -9,7 +9,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, SkipValidation
 from msgspec import UNSET
 
 from app import waiting
-from app.api import answers, wire
+from app.api import answers, wire, wire_waiting
 from app.api.docs import operator_security, problems, token_or_operator
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, idempotency_key, operator_only, query
@@ -22,42 +22,44 @@ WaitingToken = Annotated[
 
 @post("/v1/waiting-list", responses=problems(404, 409, 422, 429, body=True))
 async def join_waiting_list(
-    request: ApiRequest, data: JSONBody[SkipValidation[wire.WaitForSlot | wire.WaitForDay]], key: IdempotencyKey = None
-) -> Response[wire.WaitingEntry]:
+    request: ApiRequest,
+    data: JSONBody[SkipValidation[wire_waiting.WaitForSlot | wire_waiting.WaitForDay]],
+    key: IdempotencyKey = None,
+) -> Response[wire_waiting.WaitingEntry]:
     """Wait for places of a slot, or for a service on a day. Who is first and fits gets a hold in the moment in which
     places become free, and an e-mail with its token; `slot_available` while there is room.
     """
     joined, token = await waiting.join(request.engine, data.to_wish(idempotency_key(key)), caller=request.caller)
     location = f"/v1/waiting-list/{joined.id}"
-    return answers.created(wire.waiting_entry(joined, token), location=location, replayed=joined.replayed)
+    return answers.created(wire_waiting.entry(joined, token), location=location, replayed=joined.replayed)
 
 
 @get(
     "/v1/waiting-list",
-    opt={"query": wire.WaitingQuery},
+    opt={"query": wire_waiting.WaitingQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401, 404),
 )
-async def list_waiting(request: ApiRequest) -> Response[wire.WaitingPage]:
+async def list_waiting(request: ApiRequest) -> Response[wire_waiting.WaitingPage]:
     """List who waits and who has waited, in the order in which they came."""
-    asked = query(request, wire.WaitingQuery)
+    asked = query(request, wire_waiting.WaitingQuery)
     which = waiting.Filter(venue=asked.venue, slot_id=asked.slot_id, status=asked.status)
     found = await waiting.listed(request.engine.ledger, which, wire.position(asked.cursor), asked.limit + 1)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
-    return answers.ok(wire.WaitingPage(data=[wire.waiting_entry(entry) for entry in shown], next_cursor=more))
+    return answers.ok(wire_waiting.WaitingPage(data=[wire_waiting.entry(entry) for entry in shown], next_cursor=more))
 
 
 @get("/v1/waiting-list/{entry_id:str}", security=token_or_operator, responses=problems(401, 404))
 async def read_waiting(
     request: ApiRequest, entry_id: FromPath[UUID], token: WaitingToken = None
-) -> Response[wire.WaitingEntry]:
+) -> Response[wire_waiting.WaitingEntry]:
     """Read an entry by its token, or as an operator. With the token it tells that of the hold on offer, too."""
     proof = _proof(request, token)
     entry = await waiting.read(request.engine, entry_id, proof)
     hold_token = waiting.hold_token(request.engine, entry) if proof else None
-    return answers.ok(wire.waiting_entry(entry, hold_token=hold_token or UNSET))
+    return answers.ok(wire_waiting.entry(entry, hold_token=hold_token or UNSET))
 
 
 @delete("/v1/waiting-list/{entry_id:str}", security=token_or_operator, responses=problems(401, 404, 409, 429))

@@ -94,9 +94,9 @@ def remove(entry_id: UUID, yes: bool) -> None:
 
 def describe(entry: "Entry") -> dict[str, Any]:
     """What programs are told of an entry: the words of the API."""
-    from app.api import wire
+    from app.api import wire_waiting
 
-    told: dict[str, Any] = msgspec.to_builtins(wire.waiting_entry(entry))
+    told: dict[str, Any] = msgspec.to_builtins(wire_waiting.entry(entry))
     return told
 
 
