@@ -13,7 +13,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, UnsetType
 
-from app.api import answers, problems, wire
+from app.api import answers, problems, wire_appointments
 from app.api.answers import Answer
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, idempotency_key
@@ -44,7 +44,7 @@ def render(_: Request[Any, Any, Any] | None, problem: Problem) -> Answer:
 
 def _taken(taken: Taken) -> Answer:
     shown = [
-        wire.AppointmentOffer(
+        wire_appointments.AppointmentOffer(
             start_time=slot.starts_at, end_time=slot.ends_at, staff_id=slot.resource_id, slot_id=slot.id
         )
         for slot in taken.alternatives
@@ -74,16 +74,18 @@ def _error(
     *,
     field: str | UnsetType = UNSET,
     headers: Mapping[str, str] = MappingProxyType({}),
-    alternatives: list[wire.AppointmentOffer] | UnsetType = UNSET,
+    alternatives: list[wire_appointments.AppointmentOffer] | UnsetType = UNSET,
 ) -> Answer:
-    failure = wire.AppointmentFailure(code=code, message=message, field=field)
-    body = wire.AppointmentError(error=failure, alternatives=alternatives)
+    failure = wire_appointments.AppointmentFailure(code=code, message=message, field=field)
+    body = wire_appointments.AppointmentError(error=failure, alternatives=alternatives)
     return Answer(status, msgspec.json.encode(body), JSON, headers)
 
 
 def _documented(*statuses: int) -> dict[int, ResponseSpec]:
     return {
-        status: ResponseSpec(wire.AppointmentError, generate_examples=False, description="`error.code` tells what")
+        status: ResponseSpec(
+            wire_appointments.AppointmentError, generate_examples=False, description="`error.code` tells what"
+        )
         for status in statuses
     }
 
@@ -94,14 +96,17 @@ def _documented(*statuses: int) -> dict[int, ResponseSpec]:
     responses=_documented(400, 402, 404, 413, 415, 422, 500, 503),
 )
 async def book_appointment(
-    request: ApiRequest, slug: FromPath[str], data: JSONBody[wire.AppointmentWanted], key: IdempotencyKey = None
-) -> Response[wire.Appointment]:
+    request: ApiRequest,
+    slug: FromPath[str],
+    data: JSONBody[wire_appointments.AppointmentWanted],
+    key: IdempotencyKey = None,
+) -> Response[wire_appointments.Appointment]:
     """Book a service with a person at a time. Taken: 400 `TIME_CONFLICT`, with free times of the same service."""
     return await book_time(request.app.state.appointments, request.caller, slug, data, key)
 
 
 async def book_time(
-    appointments: Appointments, caller: Caller, slug: str, asked: wire.AppointmentWanted, key: str | None
+    appointments: Appointments, caller: Caller, slug: str, asked: wire_appointments.AppointmentWanted, key: str | None
 ) -> Answer:
     wanted = Wanted(
         slug=slug,
@@ -115,7 +120,7 @@ async def book_time(
         made, slot, token = await appointments.book(wanted, caller=caller)
     except Taken as taken:
         return _taken(taken)
-    body = wire.Appointment(
+    body = wire_appointments.Appointment(
         id=made.id,
         status=made.status,
         service_id=asked.service_id,

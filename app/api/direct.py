@@ -11,7 +11,7 @@ from typing import Any
 
 from litestar import Litestar
 
-from app.api import appointments, problems, public, strict, wire
+from app.api import appointments, problems, public, strict, wire_appointments
 from app.api.answers import Answer
 from app.engine import Engine
 from app.errors import Problem
@@ -79,7 +79,7 @@ class Direct:
         key = headers.get(b"idempotency-key")
         key_text = None if key is None else key.decode("latin-1")
         if path == APPOINTMENTS:
-            wanted = strict.decode(body, wire.AppointmentWanted)
+            wanted = strict.decode(body, wire_appointments.AppointmentWanted)
             return await appointments.book_time(state.appointments, caller, slug, wanted, key_text)
         handle, body_type = public.CROWDED[path]
         return await handle(engine, caller, strict.decode(body, body_type), key_text)

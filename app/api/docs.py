@@ -15,14 +15,23 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from app.api import pages, wire, wire_agenda, wire_calendars, wire_timetable, wire_waiting, wire_webhooks
+from app.api import (
+    pages,
+    wire,
+    wire_agenda,
+    wire_appointments,
+    wire_calendars,
+    wire_timetable,
+    wire_waiting,
+    wire_webhooks,
+)
 from app.pages import render
 from app.webhooks.sending import WebhookMessage
 
 PROBLEM = "application/problem+json"
 TITLE = "Holdfast"
 #: Where the Structs are that the document describes.
-_WIRE = (wire, wire_agenda, wire_calendars, wire_timetable, wire_waiting, wire_webhooks)
+_WIRE = (wire, wire_agenda, wire_appointments, wire_calendars, wire_timetable, wire_waiting, wire_webhooks)
 _COMPONENT = "#/components/schemas/{name}"
 
 _LOCATION = {"Location": {"description": "where it is, when it is one thing", "schema": {"type": "string"}}}

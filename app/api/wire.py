@@ -170,31 +170,6 @@ class Reschedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     version: Annotated[int, Meta(ge=1, le=2_000_000_000)] | None = None
 
 
-Text100 = Annotated[str, Meta(min_length=1, max_length=99, pattern=r"\S")]
-
-
-class AppointmentWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """A service with a person at a time, in the words of the salon's page."""
-
-    service_id: UUID
-    staff_id: UUID
-    start_time: Instant
-    first_name: Text100
-    last_name: Text100
-    email: Email
-    phone: Annotated[str, Meta(min_length=1, max_length=40)] | None = None
-
-    def starts_at(self) -> datetime:
-        try:
-            return instant(self.start_time, "startTime")
-        except ValueError as error:
-            raise InvalidRequest("startTime", str(error)) from None
-
-    def customer(self) -> domain.Customer:
-        name = f"{self.first_name.strip()} {self.last_name.strip()}"
-        return CustomerDetails(name=name, email=self.email, phone=self.phone).normalised()
-
-
 # -- requests: operators ----------------------------------------------------------------------------------------------
 
 
@@ -688,42 +663,6 @@ class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
     reason: Literal["held", "booked", "closed", "past"]
     requested: int
     available: int
-
-
-class Appointment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A booked appointment. The manage token is told here, and never again."""
-
-    id: UUID
-    status: BookingStatus
-    service_id: UUID
-    staff_id: UUID
-    slot_id: UUID
-    start_time: At
-    end_time: At
-    manage_token: str
-    created_at: At
-
-
-class AppointmentOffer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A free time of the same service."""
-
-    start_time: At
-    end_time: At
-    staff_id: UUID
-    slot_id: UUID
-
-
-class AppointmentFailure(msgspec.Struct, frozen=True, kw_only=True):
-    code: str
-    message: str
-    field: str | UnsetType = UNSET
-
-
-class AppointmentError(msgspec.Struct, frozen=True, kw_only=True):
-    """What this one route answers instead of a problem. `alternatives` come with TIME_CONFLICT."""
-
-    error: AppointmentFailure
-    alternatives: list[AppointmentOffer] | UnsetType = UNSET
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
