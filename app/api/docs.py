@@ -21,6 +21,7 @@ from app.api import (
     wire_agenda,
     wire_appointments,
     wire_calendars,
+    wire_jobs,
     wire_timetable,
     wire_waiting,
     wire_webhooks,
@@ -31,7 +32,7 @@ from app.webhooks.sending import WebhookMessage
 PROBLEM = "application/problem+json"
 TITLE = "Holdfast"
 #: Where the Structs are that the document describes.
-_WIRE = (wire, wire_agenda, wire_appointments, wire_calendars, wire_timetable, wire_waiting, wire_webhooks)
+_WIRE = (wire, wire_agenda, wire_appointments, wire_calendars, wire_jobs, wire_timetable, wire_waiting, wire_webhooks)
 _COMPONENT = "#/components/schemas/{name}"
 
 _LOCATION = {"Location": {"description": "where it is, when it is one thing", "schema": {"type": "string"}}}

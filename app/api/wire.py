@@ -18,7 +18,7 @@ from zoneinfo import available_timezones
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app import domain, queued
+from app import domain
 from app.api.strict import instant, whole
 from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
@@ -360,9 +360,6 @@ EventType = Annotated[str, Meta(max_length=81, pattern=whole(r"[a-z_]{1,40}\.[a-
 Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
 
 
-JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
-
-
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """With `after` (0: from the beginning) the log is followed in the order of the commits, and nothing is skipped.
     `last` begins with the last so many: go on with the `seq` of the last one as `after`.
@@ -374,12 +371,6 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     after: Seq | None = None
     last: Annotated[int, Meta(ge=1, le=1000)] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    cursor: Seq | None = None
-
-
-class JobQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    status: queued.Status = "failed"
-    limit: Limit = 50
     cursor: Seq | None = None
 
 
@@ -622,25 +613,6 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`about` names what it is for, by ids; `error` is the type of its last failure, `next_at` when it is due again."""
-
-    id: int
-    task: str
-    about: dict[str, Any]
-    status: queued.Status
-    attempts: int
-    error: str | None
-    queued_at: At | None
-    failed_at: At | None
-    next_at: At | None
-
-
-class JobPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Job]
-    next_cursor: str | None = None
-
-
 class PaymentPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedPayment]
     next_cursor: str | None = None
@@ -858,7 +830,3 @@ def event(known: domain.Event) -> Event:
         slot_id=known.slot_id,
         data=known.data,
     )
-
-
-def job(known: queued.Job) -> Job:
-    return Job(**msgspec.structs.asdict(known))
