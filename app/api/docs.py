@@ -22,6 +22,7 @@ from app.api import (
     wire_appointments,
     wire_calendars,
     wire_jobs,
+    wire_payments,
     wire_timetable,
     wire_waiting,
     wire_webhooks,
@@ -32,7 +33,17 @@ from app.webhooks.sending import WebhookMessage
 PROBLEM = "application/problem+json"
 TITLE = "Holdfast"
 #: Where the Structs are that the document describes.
-_WIRE = (wire, wire_agenda, wire_appointments, wire_calendars, wire_jobs, wire_timetable, wire_waiting, wire_webhooks)
+_WIRE = (
+    wire,
+    wire_agenda,
+    wire_appointments,
+    wire_calendars,
+    wire_jobs,
+    wire_payments,
+    wire_timetable,
+    wire_waiting,
+    wire_webhooks,
+)
 _COMPONENT = "#/components/schemas/{name}"
 
 _LOCATION = {"Location": {"description": "where it is, when it is one thing", "schema": {"type": "string"}}}

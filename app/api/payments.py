@@ -9,7 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody, SkipValidation
 
 from app import checkout, settlement
-from app.api import answers, wire
+from app.api import answers, wire, wire_payments
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey, wanted
 from app.api.strict import ApiRequest, idempotency_key, operator_only, query
@@ -26,15 +26,15 @@ MAX_EVENT_BYTES = 256 * 1024
 @post("/v1/checkout", responses=problems(404, 409, 410, 422, 429, 502, body=True))
 async def create_checkout(
     request: ApiRequest,
-    data: JSONBody[SkipValidation[wire.CheckoutOfSlot | wire.CheckoutOfHold]],
+    data: JSONBody[SkipValidation[wire_payments.CheckoutOfSlot | wire_payments.CheckoutOfHold]],
     key: IdempotencyKey = None,
-) -> Response[wire.Checkout]:
+) -> Response[wire_payments.Checkout]:
     """Take places and pay for them: the booking waits for the payment of the session at `checkout_url`."""
     way = checkout.Way(data.success_url, data.cancel_url)
     asked = wanted(data, idempotency_key(key))
     started = await checkout.checkout(request.engine, asked, way, caller=request.caller)
     made = started.booking
-    body = wire.Checkout(
+    body = wire_payments.Checkout(
         booking=wire.booking(made, started.manage_token),
         checkout_url=started.checkout_url,
         session_id=started.session_id,
@@ -45,19 +45,19 @@ async def create_checkout(
 
 @get(
     "/v1/payments",
-    opt={"query": wire.PaymentQuery},
+    opt={"query": wire_payments.PaymentQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401),
 )
-async def list_payments(request: ApiRequest) -> Response[wire.PaymentPage]:
+async def list_payments(request: ApiRequest) -> Response[wire_payments.PaymentPage]:
     """List payments, the newest first. `status=mismatched`, `refund_status=failed`, long `due`: need a person."""
-    asked = query(request, wire.PaymentQuery)
+    asked = query(request, wire_payments.PaymentQuery)
     payments, after = request.engine.payments, wire.position(asked.cursor)
     found = await payments.listed(asked.status, asked.refund_status, asked.limit + 1, after)
     shown = found[: asked.limit]
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
-    return answers.ok(wire.PaymentPage(data=[wire.listed_payment(each) for each in shown], next_cursor=more))
+    return answers.ok(wire_payments.PaymentPage(data=[wire_payments.payment(each) for each in shown], next_cursor=more))
 
 
 @post("/v1/webhooks/stripe", status_code=200, request_max_body_size=MAX_EVENT_BYTES, responses=problems(404, 413))

@@ -43,9 +43,9 @@ RefundHours = Annotated[
 OfferMinutes = Annotated[
     int, Meta(ge=1, le=1_440, description="so long a place that became free is kept for whoever waited for it")
 ]
-_ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
+ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
 _HOST_NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
-Origin = Annotated[str, Meta(max_length=300, pattern=whole(_ORIGIN))]
+Origin = Annotated[str, Meta(max_length=300, pattern=whole(ORIGIN))]
 Origins = Annotated[
     list[Origin], Meta(max_length=20, description="where a customer may be sent after paying; null: any https page")
 ]
@@ -128,30 +128,6 @@ class BookingOfHold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     hold_token: Annotated[str, Meta(min_length=1, max_length=256)]
     customer: CustomerDetails
     metadata: Metadata = {}
-
-
-Url = Annotated[
-    str,
-    Meta(
-        max_length=2_000,
-        pattern=whole(rf"{_ORIGIN}([/?#][!-~]*)?"),
-        description="https, of one of the venue's `return_origins` if it has named any",
-    ),
-]
-
-
-class CheckoutOfSlot(BookingOfSlot, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Take places of a slot and pay for them."""
-
-    success_url: Url | None = None
-    cancel_url: Url | None = None
-
-
-class CheckoutOfHold(BookingOfHold, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Pay for the places of a hold."""
-
-    success_url: Url | None = None
-    cancel_url: Url | None = None
 
 
 class BookingOfItems(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -374,13 +350,6 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cursor: Seq | None = None
 
 
-class PaymentQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    status: PaymentStatus | None = None
-    refund_status: RefundStatus | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
-
-
 def _check_range(*instants: datetime | None) -> None:
     for name, value in zip(("from", "to"), instants, strict=True):
         if value is not None:
@@ -531,15 +500,6 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     rebooked_as: UUID | None
 
 
-class ListedPayment(Payment, frozen=True, kw_only=True):
-    """A payment beside others, with what it is for."""
-
-    booking_id: UUID | None
-    slot_id: UUID
-    quantity: int
-    created_at: At
-
-
 class Booking(msgspec.Struct, frozen=True, kw_only=True):
     """The manage token is told when the booking is made, and never again. `payment` is there when one was asked for."""
 
@@ -558,15 +518,6 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     #: Grows each time the booking is rescheduled: give it with the next one.
     version: int
     payment: Payment | UnsetType = UNSET
-
-
-class Checkout(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to pay, and until when. A booking that costs nothing is confirmed, and the rest is null."""
-
-    booking: Booking
-    checkout_url: str | None
-    session_id: str | None
-    expires_at: At | None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -610,11 +561,6 @@ class BookingPage(msgspec.Struct, frozen=True, kw_only=True):
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Event]
-    next_cursor: str | None = None
-
-
-class PaymentPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[ListedPayment]
     next_cursor: str | None = None
 
 
@@ -792,11 +738,11 @@ def booking(
         cancelled_at=known.cancelled_at,
         available_count=known.available_count,
         version=known.version,
-        payment=UNSET if payment is None else _payment(payment),
+        payment=UNSET if payment is None else shown_payment(payment),
     )
 
 
-def _payment(known: domain.Payment) -> Payment:
+def shown_payment(known: domain.Payment) -> Payment:
     return Payment(
         id=known.id,
         status=known.status,
@@ -807,16 +753,6 @@ def _payment(known: domain.Payment) -> Payment:
         refund_reason=known.refund_reason,
         refunded=Money(amount=known.refunded_amount, currency=known.currency),
         rebooked_as=known.rebooked_id,
-    )
-
-
-def listed_payment(known: domain.Payment) -> ListedPayment:
-    return ListedPayment(
-        **msgspec.structs.asdict(_payment(known)),
-        booking_id=known.booking_id,
-        slot_id=known.slot_id,
-        quantity=known.quantity,
-        created_at=known.created_at,
     )
 
 
