@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app import claims, holding
-from app.api import edge, strict, who, wire
+from app.api import edge, strict, who, wire_operators
 from app.domain import Caller
 from app.errors import DatabaseUnavailable, HeldTooMuch, InvalidRequest
 from app.limits import Limit
@@ -87,9 +87,9 @@ def slot(operator: httpx.Client, venue: dict[str, Any]) -> dict[str, Any]:
 # -- the origins of a venue -------------------------------------------------------------------------------------------
 
 
-def venue_with(origins: object) -> wire.VenueWanted:
+def venue_with(origins: object) -> wire_operators.VenueWanted:
     wanted = {"slug": "salon", "name": "Salon", "timezone": "Europe/Berlin", "origins": origins}
-    decoded: wire.VenueWanted = strict.decode(msgspec.json.encode(wanted), wire.VenueWanted)
+    decoded: wire_operators.VenueWanted = strict.decode(msgspec.json.encode(wanted), wire_operators.VenueWanted)
     return decoded
 
 

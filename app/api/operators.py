@@ -9,7 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, SkipValidation
 
 from app import domain, holding, records, schedules
-from app.api import answers, wire
+from app.api import answers, wire, wire_operators
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, keyed, operator_only, query
@@ -26,7 +26,7 @@ MAX_SLOTS_BODY = 512 * 1024
 
 @post("/v1/venues", guards=[operator_only], security=operator_security, responses=problems(401, 409, 422, body=True))
 async def create_venue(
-    request: ApiRequest, data: JSONBody[wire.VenueWanted], key: IdempotencyKey = None
+    request: ApiRequest, data: JSONBody[wire_operators.VenueWanted], key: IdempotencyKey = None
 ) -> Response[wire.Venue]:
     """Create a venue."""
     answer = await request.catalogue.create_venue(
@@ -37,18 +37,18 @@ async def create_venue(
 
 @get(
     "/v1/venues",
-    opt={"query": wire.VenueQuery},
+    opt={"query": wire_operators.VenueQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401),
 )
-async def list_venues(request: ApiRequest) -> Response[wire.VenuePage]:
+async def list_venues(request: ApiRequest) -> Response[wire_operators.VenuePage]:
     """List the venues by slug."""
-    asked = query(request, wire.VenueQuery)
+    asked = query(request, wire_operators.VenueQuery)
     found = await request.catalogue.venues(asked.cursor, asked.limit + 1)
     shown = found[: asked.limit]
     more = shown[-1].slug if len(found) > len(shown) else None
-    return answers.ok(wire.VenuePage(data=[wire.venue(venue) for venue in shown], next_cursor=more))
+    return answers.ok(wire_operators.VenuePage(data=[wire.venue(venue) for venue in shown], next_cursor=more))
 
 
 @patch(
@@ -58,10 +58,10 @@ async def list_venues(request: ApiRequest) -> Response[wire.VenuePage]:
     responses=problems(401, 404, 409, body=True),
 )
 async def change_venue(
-    request: ApiRequest, slug: FromPath[str], data: JSONBody[SkipValidation[wire.VenueChanges]]
+    request: ApiRequest, slug: FromPath[str], data: JSONBody[SkipValidation[wire_operators.VenueChanges]]
 ) -> Response[wire.Venue]:
     """Change a venue. Holds that live keep the times they were given."""
-    changes = wire.changes(data)
+    changes = wire_operators.changes(data)
     changed = await request.catalogue.change_venue(slug, changes, request_id())
     if "timezone" in changes:  # the same working hours are at other instants now
         await schedules.make_slots(request.engine, [resource.id for resource in changed.resources])
@@ -70,7 +70,7 @@ async def change_venue(
 
 @post("/v1/resources", guards=[operator_only], security=operator_security, responses=problems(401, 404, 422, body=True))
 async def create_resource(
-    request: ApiRequest, data: JSONBody[wire.ResourceWanted], key: IdempotencyKey = None
+    request: ApiRequest, data: JSONBody[wire_operators.ResourceWanted], key: IdempotencyKey = None
 ) -> Response[wire.Resource]:
     """Create a resource: a person or a place does one thing at a time, an event may run several slots at once."""
     answer = await request.catalogue.create_resource(
@@ -95,22 +95,22 @@ async def create_resource(
 )
 async def create_slots(
     request: ApiRequest,
-    data: JSONBody[SkipValidation[wire.SlotWanted | wire.SlotsWanted]],
+    data: JSONBody[SkipValidation[wire_operators.SlotWanted | wire_operators.SlotsWanted]],
     key: IdempotencyKey = None,
-) -> Response[wire.Slot | wire.SlotsCreated]:
+) -> Response[wire.Slot | wire_operators.SlotsCreated]:
     """Create one slot, or up to 1,000 at once, all or none."""
-    wanted = data.slots if isinstance(data, wire.SlotsWanted) else [data]
+    wanted = data.slots if isinstance(data, wire_operators.SlotsWanted) else [data]
     new: list[domain.Slot] = []
 
     def shown(made: Sequence[domain.Slot]) -> bytes:
         new.extend(made)
-        return _all_slots(made) if isinstance(data, wire.SlotsWanted) else _one_slot(made)
+        return _all_slots(made) if isinstance(data, wire_operators.SlotsWanted) else _one_slot(made)
 
     answer = await request.catalogue.create_slots(
         [slot.to_new() for slot in wanted], keyed("slots", key, data), request_id(), shown
     )
     request.engine.holds.note_new((slot.resource_id, slot.id) for slot in new)
-    location = None if isinstance(data, wire.SlotsWanted) else f"/v1/slots/{_id_of(answer.body)}"
+    location = None if isinstance(data, wire_operators.SlotsWanted) else f"/v1/slots/{_id_of(answer.body)}"
     return answers.created(answer.body, location=location, replayed=answer.replayed)
 
 
@@ -119,7 +119,7 @@ def _one_slot(made: Sequence[domain.Slot]) -> bytes:
 
 
 def _all_slots(made: Sequence[domain.Slot]) -> bytes:
-    return msgspec.json.encode(wire.SlotsCreated(data=[wire.slot(slot) for slot in made]))
+    return msgspec.json.encode(wire_operators.SlotsCreated(data=[wire.slot(slot) for slot in made]))
 
 
 class _Identified(msgspec.Struct):
@@ -137,10 +137,10 @@ def _id_of(body: bytes) -> UUID:
     responses=problems(401, 404, 409, body=True),
 )
 async def change_slot(
-    request: ApiRequest, slot_id: FromPath[UUID], data: JSONBody[SkipValidation[wire.SlotChanges]]
+    request: ApiRequest, slot_id: FromPath[UUID], data: JSONBody[SkipValidation[wire_operators.SlotChanges]]
 ) -> Response[wire.Slot]:
     """Change a slot's capacity, or close and open it. What is booked stays booked."""
-    changed = await request.catalogue.change_slot(slot_id, wire.changes(data), request_id())
+    changed = await request.catalogue.change_slot(slot_id, wire_operators.changes(data), request_id())
     await request.engine.mirror.slots_changed([slot_id])
     rooms = await request.engine.mirror.rooms([changed])
     return answers.ok(wire.slot(changed, rooms.get(slot_id)))
@@ -151,29 +151,31 @@ async def change_slot(
 
 @get(
     "/v1/holds",
-    opt={"query": wire.HoldQuery},
+    opt={"query": wire_operators.HoldQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401, 404),
 )
-async def list_holds(request: ApiRequest) -> Response[wire.HoldPage]:
+async def list_holds(request: ApiRequest) -> Response[wire_operators.HoldPage]:
     """List live holds, those that end first first."""
-    asked = query(request, wire.HoldQuery)
+    asked = query(request, wire_operators.HoldQuery)
     holds = await holding.list_holds(request.engine, asked.venue, asked.slot_id)
     slots = {slot.id: slot for slot in await request.engine.ledger.slots(sorted({hold.slot_id for hold in holds}))}
-    return answers.ok(wire.HoldPage(data=[wire.live_hold(hold, slots.get(hold.slot_id)) for hold in holds]))
+    return answers.ok(
+        wire_operators.HoldPage(data=[wire_operators.live_hold(hold, slots.get(hold.slot_id)) for hold in holds])
+    )
 
 
 @get(
     "/v1/bookings",
-    opt={"query": wire.BookingQuery},
+    opt={"query": wire_operators.BookingQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401, 404),
 )
-async def list_bookings(request: ApiRequest) -> Response[wire.BookingPage]:
+async def list_bookings(request: ApiRequest) -> Response[wire_operators.BookingPage]:
     """List bookings in the order they were made; `from` and `to` are about when their slots begin."""
-    asked = query(request, wire.BookingQuery)
+    asked = query(request, wire_operators.BookingQuery)
     which = BookingFilter(
         venue=asked.venue,
         slot_id=asked.slot_id,
@@ -186,22 +188,22 @@ async def list_bookings(request: ApiRequest) -> Response[wire.BookingPage]:
     more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
     paid = await request.engine.payments.of_bookings([each.id for each in shown])
     data = [wire.booking(each, payment=paid.get(each.id)) for each in shown]
-    return answers.ok(wire.BookingPage(data=data, next_cursor=more))
+    return answers.ok(wire_operators.BookingPage(data=data, next_cursor=more))
 
 
 @get(
     "/v1/events",
-    opt={"query": wire.EventQuery},
+    opt={"query": wire_operators.EventQuery},
     guards=[operator_only],
     security=operator_security,
     responses=problems(401),
 )
-async def list_events(request: ApiRequest) -> Response[wire.EventPage]:
+async def list_events(request: ApiRequest) -> Response[wire_operators.EventPage]:
     """Read the audit log; with `after`, follow it: then `next_cursor` is the next `after`, else the next `cursor`.
 
     With `last` instead, it begins so many events before its end, in the same order as `after`.
     """
-    asked = query(request, wire.EventQuery)
+    asked = query(request, wire_operators.EventQuery)
     which = EventFilter(type=asked.type, slot_id=asked.slot_id, booking_id=asked.booking_id)
     after = asked.after
     if asked.last is not None:
@@ -215,7 +217,7 @@ async def list_events(request: ApiRequest) -> Response[wire.EventPage]:
         found = await records.list_events(request.database, which, asked.cursor, asked.limit + 1)
     shown = found[: asked.last or asked.limit]
     more = str(shown[-1].seq) if len(found) > len(shown) else None
-    return answers.ok(wire.EventPage(data=[wire.event(each) for each in shown], next_cursor=more))
+    return answers.ok(wire_operators.EventPage(data=[wire_operators.event(each) for each in shown], next_cursor=more))
 
 
 ROUTES: list[HTTPRouteHandler] = [

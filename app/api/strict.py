@@ -38,7 +38,7 @@ MAX_INTEGER = 2**63 - 1
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _AT = re.compile(r"^(.*?) - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING_FIELD = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
-#: How our own checks in wire.py begin.
+#: How our own checks in the `wire` modules begin.
 _NAMED_FIELD = re.compile(r"^([a-z_]+) must ")
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _INSTANT_WITHOUT_PLUS = re.compile(r"[0-9-]{10}T[0-9:.]+ [0-9]{2}:[0-9]{2}")

@@ -1,5 +1,8 @@
 """What goes over the wire: request bodies, query strings and answers, field by field, and nothing that decides.
 
+Here is what `public` asks and answers, and what others share with it. What only one module of handlers asks and answers
+is in a module beside it: that of `webhooks` in `wire_webhooks`. They import this one, and not one another.
+
 The names and bounds here are the contract (OpenAPI is made from them). Answers list their fields: a new column never
 reaches a client by accident. Bodies and query strings forbid what they do not list: it is an error, not a wish granted
 silently.
@@ -20,15 +23,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app import domain
 from app.api.strict import instant, whole
-from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
-from app.settings import MOST_HOLDS
 
 #: The database holds slots to the same.
 MAX_SLOT_LENGTH = timedelta(days=31)
-MAX_SLOTS_AT_ONCE = 1_000
-MAX_PORT = 65_535
 #: Days that one request may ask about: a month, with what a page shows of its neighbours.
 MAX_DAYS = timedelta(days=62)
 #: Slots that one request may hold or book together.
@@ -36,39 +35,15 @@ MAX_ITEMS = 20
 
 Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
 Slug = Annotated[str, Meta(max_length=63, pattern=whole("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"))]
-Seconds = Annotated[int, Meta(ge=1, le=86_400)]
-RefundHours = Annotated[
-    int, Meta(ge=0, le=8_760, description="a customer who cancels later than this before the start gets nothing back")
-]
-OfferMinutes = Annotated[
-    int, Meta(ge=1, le=1_440, description="so long a place that became free is kept for whoever waited for it")
-]
 ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
-_HOST_NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
-Origin = Annotated[str, Meta(max_length=300, pattern=whole(ORIGIN))]
-Origins = Annotated[
-    list[Origin], Meta(max_length=20, description="where a customer may be sent after paying; null: any https page")
-]
-#: What browsers send as Origin: in lower case, without a port that the scheme implies.
-Embedder = Annotated[str, Meta(max_length=300, pattern=whole(rf"(\*|https?://{_HOST_NAME}(:[1-9][0-9]{{0,4}})?)"))]
-Embedders = Annotated[
-    list[Embedder],
-    Meta(
-        max_length=20,
-        description="whose pages may use the venue from a browser and show its pages in a frame; `*`: anybody's",
-    ),
-]
-HoldsPerClient = Annotated[
-    int, Meta(ge=0, le=MOST_HOLDS, description="places that one client may hold at once; 0: any number")
-]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
 
 #: In answers: always UTC.
 At = Annotated[datetime, Meta(tz=True)]
-OpenOrClosed = Literal["open", "closed"]
 Cursor = Annotated[str, Meta(pattern=whole("[A-Za-z0-9_-]{32}"), description="`next_cursor` of the page before")]
 Limit = Annotated[int, Meta(ge=1, le=100)]
+Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
 
 #: ASCII only: a letter that merely looks like another one makes another address. Spaces around it are forgiven.
 _EMAIL_LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
@@ -76,7 +51,7 @@ _EMAIL_DOMAIN = r"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za
 Email = Annotated[str, Meta(min_length=5, max_length=254, pattern=whole(rf" *{_EMAIL_LOCAL}@{_EMAIL_DOMAIN} *"))]
 
 
-# -- requests: customers ----------------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------------------
 
 
 class CustomerDetails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,129 +121,11 @@ class Reschedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     version: Annotated[int, Meta(ge=1, le=2_000_000_000)] | None = None
 
 
-# -- requests: operators ----------------------------------------------------------------------------------------------
-
-
-@cache
-def _zones() -> frozenset[str]:
-    """List the time zones by their own names. The old names without a place are left out: some of them, such as
-    `localtime`, mean something else on each machine or are unknown to Postgres.
-    """
-    return frozenset(zone for zone in available_timezones() if "/" in zone) | {"UTC"}
-
-
-def _require_zone(zone: str | UnsetType) -> None:
-    if zone is not UNSET and zone not in _zones():
-        raise ValueError("timezone must be an IANA time zone, such as Europe/Berlin")
-
-
-def _require_as_sent(origins: list[str] | UnsetType) -> None:
-    """Let only origins pass that a browser would send: another way of writing one would silently match nothing."""
-    for origin in () if origins is UNSET else origins:
-        scheme, _, place = origin.partition("://")
-        port = place.partition(":")[2]
-        if port and (int(port) > MAX_PORT or port == {"http": "80", "https": "443"}[scheme]):
-            raise ValueError("origins must have a port below 65536, and none where the scheme says it")
-
-
-class VenueWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    slug: Slug
-    name: Text200
-    timezone: Annotated[str, Meta(min_length=1, max_length=64)]
-    payment: PaymentPolicy = "on_site"
-    #: null: the service's default
-    hold_ttl_seconds: Seconds | None = None
-    hold_max_seconds: Seconds = 1800
-    #: A customer who cancels later than this before the start gets no money back.
-    refund_hours: RefundHours = 0
-    waiting_offer_minutes: OfferMinutes = 15
-    return_origins: Origins | None = None
-    origins: Embedders = []
-    #: null: the service's default
-    holds_per_client: HoldsPerClient | None = None
-
-    def __post_init__(self) -> None:
-        _require_zone(self.timezone)
-        _require_as_sent(self.origins)
-
-    def to_new(self) -> NewVenue:
-        return NewVenue(**msgspec.structs.asdict(self))
-
-
-class VenueChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: Text200 | UnsetType = UNSET
-    timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
-    payment: PaymentPolicy | UnsetType = UNSET
-    hold_ttl_seconds: Seconds | UnsetType | None = UNSET
-    hold_max_seconds: Seconds | UnsetType = UNSET
-    refund_hours: RefundHours | UnsetType = UNSET
-    waiting_offer_minutes: OfferMinutes | UnsetType = UNSET
-    return_origins: Origins | UnsetType | None = UNSET
-    origins: Embedders | UnsetType = UNSET
-    holds_per_client: HoldsPerClient | UnsetType | None = UNSET
-
-    def __post_init__(self) -> None:
-        _require_zone(self.timezone)
-        _require_as_sent(self.origins)
-
-
-class ResourceWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: Slug
-    name: Text200
-    kind: ResourceKind
-
-    def to_new(self) -> NewResource:
-        return NewResource(**msgspec.structs.asdict(self))
-
-
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Minor units, and the currency's code."""
 
     amount: Annotated[int, Meta(ge=0, le=1_000_000_000)]
     currency: Annotated[str, Meta(min_length=3, max_length=3, pattern=whole("[A-Z]{3}"))]
-
-
-class SlotWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: Slug
-    resource_id: UUID
-    service_id: UUID | None = None
-    starts_at: Instant
-    ends_at: Instant
-    capacity: Quantity
-    price: Price | None = None
-
-    def __post_init__(self) -> None:
-        starts_at, ends_at = instant(self.starts_at, "starts_at"), instant(self.ends_at, "ends_at")
-        if not starts_at < ends_at <= starts_at + MAX_SLOT_LENGTH:
-            raise ValueError("ends_at must be after starts_at, by at most 31 days")
-
-    def to_new(self) -> NewSlot:
-        return NewSlot(
-            venue=self.venue,
-            resource_id=self.resource_id,
-            service_id=self.service_id,
-            starts_at=self.starts_at.astimezone(UTC),
-            ends_at=self.ends_at.astimezone(UTC),
-            capacity=self.capacity,
-            price_amount=self.price.amount if self.price else None,
-            price_currency=self.price.currency if self.price else None,
-        )
-
-
-class SlotsWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Many slots, all or none."""
-
-    slots: Annotated[list[SlotWanted], Meta(min_length=1, max_length=MAX_SLOTS_AT_ONCE)]
-
-
-class SlotChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    capacity: Quantity | UnsetType = UNSET
-    status: OpenOrClosed | UnsetType = UNSET
-
-
-def changes(wanted: VenueChanges | SlotChanges) -> dict[str, Any]:
-    """List the fields that a PATCH names."""
-    return {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
 
 
 # -- query strings ----------------------------------------------------------------------------------------------------
@@ -285,7 +142,7 @@ class SlotQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cursor: Cursor | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self.starts_from, self.starts_before)
+        check_range(self.starts_from, self.starts_before)
 
 
 class DayQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -304,57 +161,29 @@ class DayQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             instant(datetime(day.year, day.month, day.day, tzinfo=UTC), name)
         if not timedelta() <= self.last - self.first < MAX_DAYS:
             raise ValueError("to must be the same day as from or a later one, by at most 61 days")
-        _require_zone(self.timezone or UNSET)
+        require_zone(self.timezone or UNSET)
 
 
-class BookingQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`from` and `to` are about when the slot begins."""
-
-    venue: Slug | None = None
-    slot_id: UUID | None = None
-    status: BookingStatus | None = None
-    starts_from: Instant | None = msgspec.field(default=None, name="from")
-    starts_before: Instant | None = msgspec.field(default=None, name="to")
-    limit: Limit = 50
-    cursor: Cursor | None = None
-
-    def __post_init__(self) -> None:
-        _check_range(self.starts_from, self.starts_before)
-
-
-class VenueQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    limit: Limit = 50
-    cursor: Slug | None = None
-
-
-class HoldQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: Slug | None = None
-    slot_id: UUID | None = None
-
-
-EventType = Annotated[str, Meta(max_length=81, pattern=whole(r"[a-z_]{1,40}\.[a-z_]{1,40}"))]
-Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
-
-
-class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """With `after` (0: from the beginning) the log is followed in the order of the commits, and nothing is skipped.
-    `last` begins with the last so many: go on with the `seq` of the last one as `after`.
+@cache
+def _zones() -> frozenset[str]:
+    """List the time zones by their own names. The old names without a place are left out: some of them, such as
+    `localtime`, mean something else on each machine or are unknown to Postgres.
     """
-
-    type: EventType | None = None
-    slot_id: UUID | None = None
-    booking_id: UUID | None = None
-    after: Seq | None = None
-    last: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    cursor: Seq | None = None
+    return frozenset(zone for zone in available_timezones() if "/" in zone) | {"UTC"}
 
 
-def _check_range(*instants: datetime | None) -> None:
+def require_zone(zone: str | UnsetType) -> None:
+    if zone is not UNSET and zone not in _zones():
+        raise ValueError("timezone must be an IANA time zone, such as Europe/Berlin")
+
+
+def check_range(*instants: datetime | None) -> None:
     for name, value in zip(("from", "to"), instants, strict=True):
         if value is not None:
             instant(value, name)
 
+
+# -- pages of lists ---------------------------------------------------------------------------------------------------
 
 _POSITION = struct.Struct(">q16s")  # microseconds since 1970, id
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -464,22 +293,6 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     degraded: bool
 
 
-class HeldSlot(msgspec.Struct, frozen=True, kw_only=True):
-    """What is held, as people call it."""
-
-    venue: str
-    what: str
-    starts_at: At
-    timezone: str
-
-
-class LiveHold(Hold, frozen=True, kw_only=True):
-    """A hold as operators see it. `created_at` is of the clock of `server_time`; `slot` null: it was deleted since."""
-
-    created_at: At
-    slot: HeldSlot | None
-
-
 class CustomerShown(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     email: str
@@ -520,21 +333,6 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     payment: Payment | UnsetType = UNSET
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    seq: int
-    at: At
-    type: str
-    actor: str
-    booking_id: UUID | None
-    slot_id: UUID | None
-    data: dict[str, Any]
-
-
-class VenuePage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Venue]
-    next_cursor: str | None = None
-
-
 class SlotPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Slot]
     next_cursor: str | None = None
@@ -543,25 +341,6 @@ class SlotPage(msgspec.Struct, frozen=True, kw_only=True):
 class Days(msgspec.Struct, frozen=True, kw_only=True):
     data: list[date]
     next_cursor: None = None
-
-
-class SlotsCreated(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Slot]
-
-
-class HoldPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[LiveHold]
-    next_cursor: str | None = None
-
-
-class BookingPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Booking]
-    next_cursor: str | None = None
-
-
-class EventPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Event]
-    next_cursor: str | None = None
 
 
 class Holds(msgspec.Struct, frozen=True, kw_only=True):
@@ -711,13 +490,6 @@ def hold(known: domain.Hold, token: str | UnsetType = UNSET) -> Hold:
     )
 
 
-def live_hold(known: domain.Hold, of: domain.Slot | None) -> LiveHold:
-    slot = None
-    if of is not None:
-        slot = HeldSlot(venue=of.venue, what=of.what, starts_at=of.starts_at, timezone=of.timezone)
-    return LiveHold(**msgspec.structs.asdict(hold(known)), created_at=known.since, slot=slot)
-
-
 def booking(
     known: domain.Booking, manage_token: str | UnsetType = UNSET, payment: domain.Payment | None = None
 ) -> Booking:
@@ -753,16 +525,4 @@ def shown_payment(known: domain.Payment) -> Payment:
         refund_reason=known.refund_reason,
         refunded=Money(amount=known.refunded_amount, currency=known.currency),
         rebooked_as=known.rebooked_id,
-    )
-
-
-def event(known: domain.Event) -> Event:
-    return Event(
-        seq=known.seq,
-        at=known.at,
-        type=known.type,
-        actor=known.actor,
-        booking_id=known.booking_id,
-        slot_id=known.slot_id,
-        data=known.data,
     )
