@@ -61,7 +61,7 @@ async def change_venue(
     request: ApiRequest, slug: FromPath[str], data: JSONBody[SkipValidation[wire_operators.VenueChanges]]
 ) -> Response[wire.Venue]:
     """Change a venue. Holds that live keep the times they were given."""
-    changes = wire_operators.changes(data)
+    changes = wire.changes(data)
     changed = await request.catalogue.change_venue(slug, changes, request_id())
     if "timezone" in changes:  # the same working hours are at other instants now
         await schedules.make_slots(request.engine, [resource.id for resource in changed.resources])
@@ -140,7 +140,7 @@ async def change_slot(
     request: ApiRequest, slot_id: FromPath[UUID], data: JSONBody[SkipValidation[wire_operators.SlotChanges]]
 ) -> Response[wire.Slot]:
     """Change a slot's capacity, or close and open it. What is booked stays booked."""
-    changed = await request.catalogue.change_slot(slot_id, wire_operators.changes(data), request_id())
+    changed = await request.catalogue.change_slot(slot_id, wire.changes(data), request_id())
     await request.engine.mirror.slots_changed([slot_id])
     rooms = await request.engine.mirror.rooms([changed])
     return answers.ok(wire.slot(changed, rooms.get(slot_id)))

@@ -69,7 +69,7 @@ async def change_service(
     request: ApiRequest, service_id: FromPath[UUID], data: JSONBody[SkipValidation[wire_timetable.ServiceChanges]]
 ) -> Response[wire.Service]:
     """Change a service. What is booked stays as it was sold; slots made from schedules that nobody booked follow."""
-    offered_by = wire_timetable.given(data).get("resource_ids")
+    offered_by = wire.changes(data).get("resource_ids")
     changed, due = await timetable.change_service(
         request.database, service_id, data.columns(), offered_by, request_id()
     )
@@ -144,7 +144,7 @@ async def change_schedule(
     request: ApiRequest, schedule_id: FromPath[UUID], data: JSONBody[SkipValidation[wire_timetable.ScheduleChanges]]
 ) -> Response[wire_timetable.Schedule]:
     """Change a schedule. Slots that it does not want any more are closed, but for those that somebody booked."""
-    lists = wire_timetable.given(data)
+    lists = wire.changes(data)
     changed = await timetable.change_schedule(
         request.database,
         schedule_id,

@@ -128,6 +128,11 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     currency: Annotated[str, Meta(min_length=3, max_length=3, pattern=whole("[A-Z]{3}"))]
 
 
+def changes(wanted: msgspec.Struct) -> dict[str, Any]:
+    """List the fields that a PATCH names."""
+    return {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
+
+
 # -- query strings ----------------------------------------------------------------------------------------------------
 
 

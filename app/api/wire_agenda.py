@@ -50,9 +50,7 @@ class BlockQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cursor: wire.Cursor | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("from", self.since), ("to", self.until)):
-            if value is not None:
-                instant(value, name)
+        wire.check_range(self.since, self.until)
 
 
 class CalendarQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

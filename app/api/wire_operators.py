@@ -146,11 +146,6 @@ class SlotChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     status: OpenOrClosed | UnsetType = UNSET
 
 
-def changes(wanted: VenueChanges | SlotChanges) -> dict[str, Any]:
-    """List the fields that a PATCH names."""
-    return {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
-
-
 # -- query strings ----------------------------------------------------------------------------------------------------
 
 

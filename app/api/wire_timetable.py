@@ -66,7 +66,7 @@ class ServiceChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def columns(self) -> dict[str, Any]:
         """List what a PATCH changes in the service itself."""
-        found = given(self)
+        found = wire.changes(self)
         found.pop("resource_ids", None)
         if "price" in found:
             price = found.pop("price")
@@ -142,7 +142,7 @@ class ScheduleChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def columns(self) -> dict[str, Any]:
         """List what a PATCH changes in the schedule itself."""
-        return {name: value for name, value in given(self).items() if name not in ("service_ids", "weekly")}
+        return {name: value for name, value in wire.changes(self).items() if name not in ("service_ids", "weekly")}
 
 
 class ExceptionWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,11 +174,6 @@ class ExceptionWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             closes=None if self.closes is None else _minutes(self.closes),
             note=self.note,
         )
-
-
-def given(wanted: ServiceChanges | ScheduleChanges) -> dict[str, Any]:
-    """List the fields that a PATCH names."""
-    return {name: getattr(wanted, name) for name in wanted.__struct_fields__ if getattr(wanted, name) is not UNSET}
 
 
 def _require_order(opens: str, closes: str) -> None:
