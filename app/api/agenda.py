@@ -71,8 +71,7 @@ async def list_blocks(request: ApiRequest) -> Response[wire_agenda.BlockPage]:
     asked = query(request, wire_agenda.BlockQuery)
     which = blocks.Filter(venue=asked.venue, since=asked.since, until=asked.until)
     found = await blocks.listed(request.engine.ledger, which, wire.position(asked.cursor), asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].starts_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, lambda last: wire.cursor(last.starts_at, last.id))
     return answers.ok(wire_agenda.BlockPage(data=[wire_agenda.block(each) for each in shown], next_cursor=more))
 
 

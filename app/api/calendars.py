@@ -74,8 +74,7 @@ async def list_calendar_feeds(request: ApiRequest) -> Response[wire_calendars.Ca
     """List calendar feeds in the order in which they were made, without their addresses."""
     asked = query(request, wire_calendars.CalendarFeedQuery)
     found = await feeds.listed(request.engine.ledger, asked.venue, wire.position(asked.cursor), asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     data = [wire_calendars.feed(feed) for feed in shown]
     return answers.ok(wire_calendars.CalendarFeedPage(data=data, next_cursor=more))
 

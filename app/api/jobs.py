@@ -6,7 +6,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
 from app import queued
-from app.api import answers, wire_jobs
+from app.api import answers, wire, wire_jobs
 from app.api.docs import operator_security, problems
 from app.api.public import IdempotencyKey
 from app.api.strict import ApiRequest, keyed, operator_only, query
@@ -24,8 +24,7 @@ async def list_jobs(request: ApiRequest) -> Response[wire_jobs.JobPage]:
     """List jobs, the newest first: by default those that failed for good, which are kept for a week."""
     asked = query(request, wire_jobs.JobQuery)
     found = await queued.listed(request.engine.ledger, asked.status, asked.cursor, asked.limit + 1)
-    shown = found[: asked.limit]
-    more = str(shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, lambda last: str(last.id))
     return answers.ok(wire_jobs.JobPage(data=[wire_jobs.job(each) for each in shown], next_cursor=more))
 
 

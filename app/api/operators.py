@@ -46,8 +46,7 @@ async def list_venues(request: ApiRequest) -> Response[wire_operators.VenuePage]
     """List the venues by slug."""
     asked = query(request, wire_operators.VenueQuery)
     found = await request.catalogue.venues(asked.cursor, asked.limit + 1)
-    shown = found[: asked.limit]
-    more = shown[-1].slug if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, lambda last: last.slug)
     return answers.ok(wire_operators.VenuePage(data=[wire.venue(venue) for venue in shown], next_cursor=more))
 
 
@@ -184,8 +183,7 @@ async def list_bookings(request: ApiRequest) -> Response[wire_operators.BookingP
         starts_before=asked.starts_before,
     )
     found = await records.list_bookings(request.database, which, wire.position(asked.cursor), asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     paid = await request.engine.payments.of_bookings([each.id for each in shown])
     data = [wire.booking(each, payment=paid.get(each.id)) for each in shown]
     return answers.ok(wire_operators.BookingPage(data=data, next_cursor=more))
@@ -215,8 +213,7 @@ async def list_events(request: ApiRequest) -> Response[wire_operators.EventPage]
         found = await records.follow_events(request.database, which, after, (asked.last or asked.limit) + 1)
     else:
         found = await records.list_events(request.database, which, asked.cursor, asked.limit + 1)
-    shown = found[: asked.last or asked.limit]
-    more = str(shown[-1].seq) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.last or asked.limit, lambda last: str(last.seq))
     return answers.ok(wire_operators.EventPage(data=[wire_operators.event(each) for each in shown], next_cursor=more))
 
 

@@ -55,8 +55,7 @@ async def list_payments(request: ApiRequest) -> Response[wire_payments.PaymentPa
     asked = query(request, wire_payments.PaymentQuery)
     payments, after = request.engine.payments, wire.position(asked.cursor)
     found = await payments.listed(asked.status, asked.refund_status, asked.limit + 1, after)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     return answers.ok(wire_payments.PaymentPage(data=[wire_payments.payment(each) for each in shown], next_cursor=more))
 
 

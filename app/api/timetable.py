@@ -54,8 +54,7 @@ async def list_services(request: ApiRequest) -> Response[wire_timetable.ServiceP
     asked = query(request, wire_timetable.ServiceQuery)
     after = wire.position(asked.cursor)
     found = await timetable.list_services(request.database, asked.venue, after, asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     return answers.ok(wire_timetable.ServicePage(data=[wire.service(each) for each in shown], next_cursor=more))
 
 
@@ -117,8 +116,7 @@ async def list_schedules(request: ApiRequest) -> Response[wire_timetable.Schedul
     asked = query(request, wire_timetable.ScheduleQuery)
     after = wire.position(asked.cursor)
     found = await timetable.list_schedules(request.database, asked.venue, asked.resource_id, after, asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     data = [wire_timetable.schedule(each) for each in shown]
     return answers.ok(wire_timetable.SchedulePage(data=data, next_cursor=more))
 

@@ -46,8 +46,7 @@ async def list_waiting(request: ApiRequest) -> Response[wire_waiting.WaitingPage
     asked = query(request, wire_waiting.WaitingQuery)
     which = waiting.Filter(venue=asked.venue, slot_id=asked.slot_id, status=asked.status)
     found = await waiting.listed(request.engine.ledger, which, wire.position(asked.cursor), asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     return answers.ok(wire_waiting.WaitingPage(data=[wire_waiting.entry(entry) for entry in shown], next_cursor=more))
 
 

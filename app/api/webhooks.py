@@ -48,8 +48,7 @@ async def list_webhook_endpoints(request: ApiRequest) -> Response[wire_webhooks.
     asked = query(request, wire_webhooks.WebhookEndpointQuery)
     after = wire.position(asked.cursor)
     found = await endpoints.listed(request.engine.ledger, asked.venue, after, asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     data = [wire_webhooks.endpoint(each) for each in shown]
     return answers.ok(wire_webhooks.WebhookEndpointPage(data=data, next_cursor=more))
 
@@ -101,8 +100,7 @@ async def list_webhook_deliveries(request: ApiRequest) -> Response[wire_webhooks
     asked = query(request, wire_webhooks.WebhookDeliveryQuery)
     which = deliveries.DeliveryFilter(venue=asked.venue, status=asked.status)
     found = await deliveries.listed(request.engine.ledger, which, wire.position(asked.cursor), asked.limit + 1)
-    shown = found[: asked.limit]
-    more = wire.cursor(shown[-1].created_at, shown[-1].id) if len(found) > len(shown) else None
+    shown, more = wire.page_of(found, asked.limit, wire.behind)
     data = [wire_webhooks.delivery(each) for each in shown]
     return answers.ok(wire_webhooks.WebhookDeliveryPage(data=data, next_cursor=more))
 

@@ -11,10 +11,11 @@ silently.
 import base64
 import binascii
 import struct
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from math import ceil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 from uuid import UUID
 from zoneinfo import available_timezones
 
@@ -25,6 +26,8 @@ from app import domain
 from app.api.strict import instant, whole
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
+
+Row = TypeVar("Row")
 
 #: The database holds slots to the same.
 MAX_SLOT_LENGTH = timedelta(days=31)
@@ -213,6 +216,29 @@ def position(given: str | None) -> tuple[datetime, UUID] | None:
         return instant(_EPOCH + timedelta(microseconds=micros), "cursor"), UUID(bytes=row_id)
     except (ValueError, OverflowError, struct.error, binascii.Error):
         raise InvalidRequest("cursor", "Not a cursor of this list") from None
+
+
+class Made(Protocol):
+    """A row of a list in the order in which its rows were made."""
+
+    @property
+    def created_at(self) -> datetime: ...
+
+    @property
+    def id(self) -> UUID: ...
+
+
+def behind(row: Made) -> str:
+    """Name the place behind a row of such a list."""
+    return cursor(row.created_at, row.id)
+
+
+def page_of(found: Sequence[Row], limit: int, cursor_of: Callable[[Row], str]) -> tuple[Sequence[Row], str | None]:
+    """Divide what a query for one row more than a page holds has found: what is shown, and the cursor of its last row
+    when more follows.
+    """
+    shown = found[:limit]
+    return shown, cursor_of(shown[-1]) if len(found) > limit else None
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
