@@ -15,10 +15,8 @@ import pytest
 from psycopg import errors as pg
 
 from app.cli.doctor import INVARIANTS
-from app.engine import running
-from app.settings import Settings
 from tests import factories
-from tests.service import CUSTOMER, OPERATOR_KEY, SECRET, Service, all_at_once, booking_body, eventually
+from tests.service import CUSTOMER, Service, all_at_once, booking_body, engine_on, eventually
 
 HOUR = timedelta(hours=1)
 
@@ -312,10 +310,8 @@ async def assert_stores_agree(service: Service, resource_id: str) -> None:
     """The mirror says of every slot of the person what Postgres says, also which of them keep the others away."""
     if service.redis is None:
         return
-    redis_url, database_url = service.redis.url, service.database_url
-    settings = Settings(redis_url=redis_url, database_url=database_url, operator_key=OPERATOR_KEY, secrets=(SECRET,))
     ours = {row[0] for row in service.query("SELECT id FROM slots WHERE resource_id = %s", resource_id)}
-    async with running(settings) as engine:
+    async with engine_on(service.database_url, service.redis.url) as engine:
         compared = await engine.mirror.reconcile(repair=False)
     assert [drift for drift in compared.drift if drift.slot_id in ours] == []
 

@@ -57,7 +57,7 @@ def shop(
 
 @pytest.fixture
 def client(shop: Shop) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=shop.service.url, timeout=30) as client:
+    with factories.client(shop.service) as client:
         yield client
 
 

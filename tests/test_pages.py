@@ -19,7 +19,7 @@ __all__ = ["chromium", "windows"]
 
 @pytest.fixture
 def client(with_redis: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=with_redis.url, timeout=30) as client:
+    with factories.client(with_redis) as client:
         yield client
 
 
