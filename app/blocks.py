@@ -27,7 +27,7 @@ from app.errors import (
     VenueNotFound,
 )
 from app.holds import Doubtful, Occupied, Taken
-from app.ledger import Ledger, counts_of
+from app.ledger import Ledger
 from app.places import INNER_TTL_MS
 from app.postgres import RuleViolated
 from app.tokens import id_from_key, new_id
@@ -46,7 +46,6 @@ _BLOCKS = (
     " FROM slots AS s JOIN blocks AS b ON b.id = s.id JOIN venues AS v ON v.id = s.venue_id"
     " JOIN resources AS r ON r.id = s.resource_id"
 )
-_COUNTS = "SELECT *, id AS slot_id, false AS is_open FROM slots WHERE id = %s"
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +116,7 @@ async def unblock(engine: Engine, block_id: UUID, *, caller: Caller) -> None:
     [row] = await engine.ledger.repeatable("SELECT unblock_time(%s, %s, %s) AS found", values)
     if row.found is None:
         raise NotFound("Block not found")
-    await engine.mirror.sync_quietly(await _counts(engine.ledger, block_id))
+    await engine.mirror.slots_changed([block_id])
 
 
 async def listed(ledger: Ledger, which: Filter, after: tuple[datetime, UUID] | None, limit: int) -> list[Block]:
@@ -202,14 +201,10 @@ async def _commit(engine: Engine, block_id: UUID, wish: Wish, caller: Caller) ->
 
 async def _settle(engine: Engine, block_id: UUID, *, remember: bool) -> None:
     try:
-        for counts in await _counts(engine.ledger, block_id):
+        for counts in await engine.ledger.counts([block_id]):
             await engine.holds.settle(counts, block_id, remember=remember)
     except (RedisAway, Unavailable):
         pass  # it is committed: the mirror hears of it when it asks
-
-
-async def _counts(ledger: Ledger, block_id: UUID) -> list[Counts]:
-    return [counts_of(row) for row in await ledger.repeatable(_COUNTS, (block_id,))]
 
 
 def _in_the_way() -> Conflict:

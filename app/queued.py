@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, DatabaseUnavailable, NotFound, Unavailable
 from app.ledger import Ledger
 from app.postgres import RuleViolated
 
@@ -73,7 +73,10 @@ async def retry(ledger: Ledger, job_id: int, request_id: str | None) -> Job:
         )
     except RuleViolated as violation:
         raise Conflict("The same has been queued since: this one is not needed any more") from violation
-    rows = await ledger.repeatable(f"{_QUEUED} WHERE j.id = %s", (job_id,))
+    try:
+        rows = await ledger.repeatable(f"{_QUEUED} WHERE j.id = %s", (job_id,))
+    except Unavailable as error:  # it begins anew: only the answer could not be read
+        raise DatabaseUnavailable(effect_none=False) from error
     if not rows:
         raise NotFound("Job not found")
     if rows[0].word not in _WORDS.values():

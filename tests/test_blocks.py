@@ -14,7 +14,10 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
+from app.blocks import unblock
 from app.cli.doctor import INVARIANTS
+from app.domain import Caller
+from app.errors import Busy
 from tests import factories
 from tests.service import CUSTOMER, Service, all_at_once, booking_body, engine_on, eventually
 
@@ -117,6 +120,25 @@ def test_what_is_given_back_can_be_booked_again(service: Service, operator: http
         "SELECT type, actor, data ->> 'resource_id' FROM events WHERE slot_id = %s ORDER BY seq", blocked["id"]
     )
     assert told == [("block.created", "operator", ada["id"]), ("block.removed", "operator", ada["id"])]
+
+
+@pytest.mark.anyio
+async def test_what_was_given_back_is_not_told_as_a_failure(
+    service: Service, operator: httpx.Client, ada: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = block(operator, ada).json()
+    redis_url = service.redis.url if service.redis else "unix:///nonexistent/redis.sock"
+    async with engine_on(service.database_url, redis_url) as engine:
+        run = engine.ledger.postgres.rows
+
+        async def busy_afterwards(statement: str, values: Any) -> list[Any]:
+            if "unblock_time" not in statement:
+                raise Busy
+            return await run(statement, values)
+
+        monkeypatch.setattr(engine.ledger.postgres, "rows", busy_afterwards)
+        await unblock(engine, uuid.UUID(blocked["id"]), caller=Caller("operator", None))
+    assert listed(operator, ada) == []
 
 
 def test_a_booking_cannot_move_into_blocked_time(operator: httpx.Client, ada: dict[str, Any]) -> None:

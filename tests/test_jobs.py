@@ -1,13 +1,17 @@
 """Jobs that failed, as operators see them: listed without anything personal, and given another chance."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
+from app import queued
+from app.errors import Busy, DatabaseUnavailable
 from tests import factories
-from tests.service import Service, eventually, free_port, store_environ
+from tests.service import Service, engine_on, eventually, free_port, store_environ
 from tests.shop import running_worker
 
 
@@ -77,6 +81,28 @@ def test_a_job_that_waits_already_is_left_alone(with_redis: Service, operator: h
     assert other.json() == first.json()
     told = "SELECT count(*) FROM events WHERE type = 'job.retried' AND data ->> 'job_id' = %s"
     assert with_redis.query(told, str(job_id)) == [(1,)]
+
+
+@pytest.mark.anyio
+async def test_what_begins_anew_is_not_told_as_without_effect(
+    with_redis: Service, operator: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue(with_redis, "tell_mirror", "{}", status="failed")
+    assert with_redis.redis is not None
+    async with engine_on(with_redis.database_url, with_redis.redis.url) as engine:
+        run = engine.ledger.postgres.rows
+
+        async def busy_afterwards(statement: str, values: Any) -> list[Any]:
+            if "SET status = 'todo'" not in statement:
+                raise Busy
+            return await run(statement, values)
+
+        monkeypatch.setattr(engine.ledger.postgres, "rows", busy_afterwards)
+        with pytest.raises(DatabaseUnavailable) as told:
+            await queued.retry(engine.ledger, job_id, None)
+    assert not told.value.effect_none
+    again = await asyncio.to_thread(operator.post, f"/v1/jobs/{job_id}/retry")
+    assert again.json()["status"] == "waiting"  # asked again, it tells
 
 
 def test_one_that_was_queued_again_since_stays_as_it_is(with_redis: Service, operator: httpx.Client) -> None:
