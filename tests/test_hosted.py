@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email import message_from_string, policy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -22,6 +22,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from app.domain import BookingStatus, RefundStatus
 from app.pages import language
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Windows, assert_accessible, chromium, windows
@@ -393,6 +394,14 @@ def test_all_languages_say_the_same(of: str) -> None:
     assert list(other) == list(english)
     assert {name: places(text) for name, text in other.items()} == {n: places(t) for n, t in english.items()}
     assert (len(other["weekdays"]), len(other["months"])) == (7, 12)
+
+
+@pytest.mark.parametrize("of", language.LANGUAGES)
+def test_whatever_becomes_of_a_booking_there_is_a_word_for_it(of: str) -> None:
+    """The page asks for it by name, and shows nothing at all where there is none."""
+    states = [f"status_{status}" for status in get_args(BookingStatus)]
+    refunds = [f"refund_{status}" for status in get_args(RefundStatus) if status != "none"]
+    assert [name for name in (*states, *refunds) if name not in language.words(of)] == []
 
 
 # -- paying, and the letters ------------------------------------------------------------------------------------------
