@@ -7,13 +7,17 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import httpx
 import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 
+from app import jobs
+from app.engine import Engine
+from app.pages import assets
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
 from tests.redis_servers import running_redis
@@ -281,6 +285,13 @@ def test_what_failed_is_shown_and_tried_again(
     expect(page.locator("#told")).to_have_text("The worker tries it again.")
     expect(job).to_have_count(0)
     assert shown.query("SELECT status::text FROM jobs.procrastinate_jobs WHERE id = %s", job_id) == [("todo",)]
+
+
+def test_every_job_says_what_it_is_there_for(shown: Service) -> None:
+    engine = SimpleNamespace(settings=SimpleNamespace(database_url=shown.database_url))
+    tasks = {name for name in jobs.queue(cast(Engine, engine)).tasks if "procrastinate." not in name}
+    [said] = re.findall(rb"^const TASKS = \{\n(.*?)^\};", assets.all_assets()["ops/trouble.js"].body, re.M | re.S)
+    assert set(re.findall(r"^  (\w+):", said.decode(), re.M)) == tasks
 
 
 def test_a_refund_that_failed_is_shown_until_somebody_acts(

@@ -9,9 +9,10 @@ const MOST = 100;
 
 /** Offered in the filter beside those that were seen. */
 const TYPES = [
-  "booking.cancelled", "booking.confirmed", "booking.expired", "booking.rescheduled", "checkout.completed",
-  "checkout.failed", "checkout.started", "hold.created", "hold.expired", "hold.released", "job.retried", "payment.late",
-  "payment.mismatched", "payment.refunded", "refund.due", "slot.updated", "waiting.offered", "webhook.dead",
+  "block.created", "block.removed", "booking.cancelled", "booking.confirmed", "booking.expired", "booking.rescheduled",
+  "checkout.completed", "checkout.failed", "checkout.started", "hold.created", "hold.expired", "hold.released",
+  "job.retried", "payment.disputed", "payment.late", "payment.mismatched", "payment.orphaned", "payment.refund_failed",
+  "payment.refunded", "refund.due", "slot.updated", "waiting.offered", "webhook.dead",
 ];
 
 const panel = document.querySelector("#events");

@@ -14,6 +14,7 @@ const TASKS = {
   look_payment: "Look at a payment",
   close_payment: "End a payment that nobody made",
   refund_payment: "Give money back",
+  look_at_refunds: "See whether a refund failed later",
   deliver_webhook: "Send a webhook",
   tell_mirror: "Tell Redis of an offer",
   send_mail: "Send an e-mail",
