@@ -223,6 +223,21 @@ def test_a_booking_is_looked_at_and_cancelled(salon: Salon, window: Window) -> N
     assert salon.operator.get(f"/v1/bookings/{booked['id']}").json()["status"] == "cancelled"
 
 
+def test_what_has_ended_meanwhile_cannot_be_cancelled(salon: Salon, window: Window) -> None:
+    """Its entry stays a moment longer than its booking."""
+    booked = salon.book(salon.anna, 14)
+    page = open_calendar(window, salon)
+
+    def expired(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "status": "expired"})
+
+    page.route(f"**/v1/bookings/{booked['id']}", expired)
+    entry(page, "Ada").click()
+    expect(sheet(page).get_by_text("Expired", exact=True)).to_be_visible()
+    expect(sheet(page).locator(".actions").get_by_role("button")).to_have_count(0)
+
+
 def test_a_booking_is_dragged_to_another_person_and_time(salon: Salon, window: Window) -> None:
     booked = salon.book(salon.anna, 10)
     page = open_calendar(window, salon)

@@ -45,7 +45,7 @@ async function showBooking(sheet, entry, page) {
     el(
       "div", { class: "actions" },
       booking.status === "confirmed" ? act("Move…", "", showMove) : null,
-      STATUS[booking.status] && !booking.cancelled_at ? act("Cancel booking…", "danger", showCancel) : null,
+      ["confirmed", "pending_payment"].includes(booking.status) ? act("Cancel booking…", "danger", showCancel) : null,
     ),
   );
 }
