@@ -1,7 +1,7 @@
 // Blocking time: a person or a place cannot be booked for a while.
 import { call } from "../operator/call.js";
+import { choice, el, field } from "../operator/dom.js";
 import { instantOf } from "./clock.js";
-import { choice, el, field } from "./dom.js";
 import { openSheet } from "./sheet.js";
 import { toast } from "./toast.js";
 

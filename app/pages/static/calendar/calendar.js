@@ -1,9 +1,9 @@
 // The owner's calendar: one venue, some days, and everything that changes in them a moment later.
 import { Refused, all, call } from "../operator/call.js";
+import { choice } from "../operator/dom.js";
 import { openBlockForm } from "./block.js";
 import { addDays, addSeconds, dateRange, instantOf, longDate, monday, offsetText, time, today, wall } from "./clock.js";
 import { openDetails } from "./details.js";
-import { choice } from "./dom.js";
 import { buttonOf, content, events } from "./entries.js";
 import { follow } from "./follow.js";
 import { move, slotsOf } from "./move.js";

@@ -1,7 +1,7 @@
 // What a click on an entry opens: who it is, and what can be done about it.
 import { call } from "../operator/call.js";
+import { el, facts } from "../operator/dom.js";
 import { moment, span, time } from "./clock.js";
-import { el, facts } from "./dom.js";
 import { words } from "./entries.js";
 import { moveForm } from "./move.js";
 import { openSheet } from "./sheet.js";

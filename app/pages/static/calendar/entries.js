@@ -1,6 +1,6 @@
 // What the service tells of some days, as the calendar draws it.
+import { el } from "../operator/dom.js";
 import { time, wall } from "./clock.js";
-import { el } from "./dom.js";
 
 /** Colours of persons, in order; the style sheet has as many. */
 const COLOURS = 6;

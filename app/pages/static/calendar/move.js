@@ -1,7 +1,7 @@
 // Moving a booking to another time or person: a slot of the same service there, if there is one with room.
 import { call } from "../operator/call.js";
+import { choice, el, field } from "../operator/dom.js";
 import { addDays, instantOf, time, wall } from "./clock.js";
-import { choice, el, field } from "./dom.js";
 
 const MOST = 100;
 

@@ -1,5 +1,5 @@
 // A sheet at the side of the page, or over all of a phone: a modal dialog, so that the browser keeps the focus in it.
-import { el } from "./dom.js";
+import { el } from "../operator/dom.js";
 import { buttonOf } from "./entries.js";
 
 /**

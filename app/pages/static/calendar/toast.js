@@ -1,5 +1,5 @@
 // Short notes at the edge of the page. Good news goes away by itself, bad news waits until it is read.
-import { el } from "./dom.js";
+import { el } from "../operator/dom.js";
 
 const SHOWN_MS = 6_000;
 

@@ -2,7 +2,7 @@
 import { every } from "./every.js";
 import "./events.js";
 import "./holds.js";
-import { say } from "./make.js";
+import { say } from "./keep.js";
 import { read } from "./metrics.js";
 import { plots } from "./plots.js";
 import { readiness, show } from "./state.js";

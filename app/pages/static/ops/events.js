@@ -1,7 +1,8 @@
 // The audit log as it grows: the newest on top, no gaps, and no more of it than a page can bear.
 import { call } from "../operator/call.js";
+import { el } from "../operator/dom.js";
 import { every } from "./every.js";
-import { make, say } from "./make.js";
+import { say } from "./keep.js";
 import { clock } from "./words.js";
 
 const SECONDS = 2;
@@ -54,17 +55,17 @@ function offer(name) {
   const options = [...type.options].map((option) => option.value);
   if (options.includes(name)) return;
   const next = [...type.options].find((option) => option.value > name);
-  type.insertBefore(make("option", { value: name }, name), next ?? null);
+  type.insertBefore(el("option", { value: name }, name), next ?? null);
 }
 
 function row(event) {
   const about = [["booking", event.booking_id], ["slot", event.slot_id]].filter(([, id]) => id);
   const data = Object.entries(event.data).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`);
-  return make(
+  return el(
     "li", { "data-seq": event.seq },
-    make("time", { datetime: event.at }, clock(event.at)),
-    make("strong", {}, event.type),
-    make("span", { class: "quiet" }, `by ${event.actor}`),
-    make("span", { class: "about" }, [...about.map(([name, id]) => `${name} ${id}`), ...data].join(", ")),
+    el("time", { datetime: event.at }, clock(event.at)),
+    el("strong", {}, event.type),
+    el("span", { class: "quiet" }, `by ${event.actor}`),
+    el("span", { class: "about" }, [...about.map(([name, id]) => `${name} ${id}`), ...data].join(", ")),
   );
 }

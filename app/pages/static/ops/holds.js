@@ -1,8 +1,9 @@
 // Live holds: who keeps places from others at this moment, for how long still, and a way to end it.
 import { all, call } from "../operator/call.js";
+import { el } from "../operator/dom.js";
 import { act, ask } from "./ask.js";
 import { every } from "./every.js";
-import { keep, make, say } from "./make.js";
+import { keep, say } from "./keep.js";
 import { count, countdown, span, when } from "./words.js";
 
 const SECONDS = 2;
@@ -25,7 +26,7 @@ every(60, readVenues);
 async function readVenues() {
   const venues = await all("/v1/venues?limit=100");
   for (const { slug, name } of venues) {
-    if (!venue.querySelector(`option[value="${slug}"]`)) venue.append(make("option", { value: slug }, name));
+    if (!venue.querySelector(`option[value="${slug}"]`)) venue.append(el("option", { value: slug }, name));
   }
 }
 
@@ -65,19 +66,19 @@ function tick() {
 function row(hold) {
   const what = hold.slot ? hold.slot.what : hold.slot_id;
   const where = hold.slot ? `${when(hold.slot.starts_at, hold.slot.timezone)} · ${hold.slot.venue}` : "a slot that was deleted";
-  const release = make("button", { type: "button", class: "danger", "aria-label": `Release ${what}, ${where}` }, "Release");
+  const release = el("button", { type: "button", class: "danger", "aria-label": `Release ${what}, ${where}` }, "Release");
   release.addEventListener("click", () => giveUp(hold, what, release));
-  return make(
+  return el(
     "li", {},
-    make("div", { class: "what" }, make("strong", {}, what), make("span", { class: "quiet" }, where)),
-    make("span", { class: "places" }, count(hold.quantity, "place")),
-    make("span", { class: "age quiet" }),
-    make(
+    el("div", { class: "what" }, el("strong", {}, what), el("span", { class: "quiet" }, where)),
+    el("span", { class: "places" }, count(hold.quantity, "place")),
+    el("span", { class: "age quiet" }),
+    el(
       "span", { class: "ends" },
-      make("span", { class: "left" }),
-      make("progress", { max: 1, value: 1, "aria-label": "Time left" }),
+      el("span", { class: "left" }),
+      el("progress", { max: 1, value: 1, "aria-label": "Time left" }),
     ),
-    hold.degraded ? make("span", { class: "badge warn", title: "Taken while Redis was away" }, "in Postgres") : make("span"),
+    hold.degraded ? el("span", { class: "badge warn", title: "Taken while Redis was away" }, "in Postgres") : el("span"),
     release,
   );
 }

@@ -1,7 +1,8 @@
 // A figure on the page: a plot of the last minutes, and beside it a table of what it says now.
+import { el } from "../operator/dom.js";
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { FIGURES } from "./figures.js";
-import { make, say } from "./make.js";
+import { say } from "./keep.js";
 import { number } from "./words.js";
 
 /** A reading every two seconds for ten minutes; what is older is forgotten. */
@@ -24,13 +25,13 @@ export function plots(container) {
 
 function card(container, figure) {
   const data = [[], ...figure.series.map(() => [])];
-  const canvas = make("div", { class: "plot", role: "img", "aria-label": `${figure.title}: nothing yet` });
+  const canvas = el("div", { class: "plot", role: "img", "aria-label": `${figure.title}: nothing yet` });
   const rows = figure.series.map((series, n) => row(series.label, n));
-  const heading = make("h3", { id: `figure-${figure.id}` }, figure.title, " ", make("small", {}, figure.unit));
+  const heading = el("h3", { id: `figure-${figure.id}` }, figure.title, " ", el("small", {}, figure.unit));
   container.append(
-    make(
+    el(
       "article", { class: "card figure", "aria-labelledby": heading.id, "data-figure": figure.id },
-      heading, make("p", { class: "quiet" }, figure.about), canvas, table(figure, rows),
+      heading, el("p", { class: "quiet" }, figure.about), canvas, table(figure, rows),
     ),
   );
   const plot = draw(canvas, figure, data);
@@ -64,18 +65,18 @@ function described(figure, values) {
 }
 
 function row(label, n) {
-  const [now, total] = [make("td"), make("td")];
-  const name = make("th", { scope: "row" }, make("span", { class: `swatch swatch-${n + 1}`, "aria-hidden": "true" }), label);
-  return { element: make("tr", {}, name, now, total), now, total };
+  const [now, total] = [el("td"), el("td")];
+  const name = el("th", { scope: "row" }, el("span", { class: `swatch swatch-${n + 1}`, "aria-hidden": "true" }), label);
+  return { element: el("tr", {}, name, now, total), now, total };
 }
 
 function table(figure, rows) {
-  const head = ["", "Now", figure.counted ?? "Total"].map((title) => make(title ? "th" : "td", title ? { scope: "col" } : {}, title));
-  return make(
+  const head = ["", "Now", figure.counted ?? "Total"].map((title) => el(title ? "th" : "td", title ? { scope: "col" } : {}, title));
+  return el(
     "table", {},
-    make("caption", { class: "unseen" }, `${figure.title}, ${figure.unit}`),
-    make("thead", {}, make("tr", {}, ...head)),
-    make("tbody", {}, ...rows.map((one) => one.element)),
+    el("caption", { class: "unseen" }, `${figure.title}, ${figure.unit}`),
+    el("thead", {}, el("tr", {}, ...head)),
+    el("tbody", {}, ...rows.map((one) => one.element)),
   );
 }
 

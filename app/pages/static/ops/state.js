@@ -1,6 +1,7 @@
 // How the stores are, in words: what it means for customers, and what to do.
+import { el } from "../operator/dom.js";
 import { STATE } from "./figures.js";
-import { keep, make, say } from "./make.js";
+import { keep, say } from "./keep.js";
 import { total } from "./metrics.js";
 import { count } from "./words.js";
 
@@ -57,7 +58,7 @@ function tile(name, well, word, about) {
 }
 
 function banner({ bad, title, text, noted }) {
-  const parts = text.split("`").map((part, n) => (n % 2 ? make("code", {}, part) : part));
-  const button = noted ? [make("button", { type: "button", onclick: noted }, "Noted")] : [];
-  return make("div", { class: `note ${bad ? "bad" : "warn"}` }, make("p", {}, make("strong", {}, title), ". ", ...parts), ...button);
+  const parts = text.split("`").map((part, n) => (n % 2 ? el("code", {}, part) : part));
+  const button = noted ? [el("button", { type: "button", onclick: noted }, "Noted")] : [];
+  return el("div", { class: `note ${bad ? "bad" : "warn"}` }, el("p", {}, el("strong", {}, title), ". ", ...parts), ...button);
 }

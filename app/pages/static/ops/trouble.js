@@ -1,8 +1,9 @@
 // What did not end well by itself: jobs that failed, webhooks that nobody took, payments that a person must look at.
 import { call } from "../operator/call.js";
+import { el } from "../operator/dom.js";
 import { act } from "./ask.js";
 import { every } from "./every.js";
-import { keep, make, say } from "./make.js";
+import { keep, say } from "./keep.js";
 import { clock, count } from "./words.js";
 
 const SECONDS = 5;
@@ -82,11 +83,11 @@ function key(thing) {
 }
 
 function row({ what, why, about, verb, act: onAct }) {
-  const button = verb && make("button", { type: "button", "aria-label": `${verb}: ${what}, ${about}` }, verb);
+  const button = verb && el("button", { type: "button", "aria-label": `${verb}: ${what}, ${about}` }, verb);
   button?.addEventListener("click", () => onAct(button));
-  return make(
+  return el(
     "li", {},
-    make("div", { class: "what" }, make("strong", {}, what), make("span", {}, why), make("code", { class: "quiet" }, about)),
+    el("div", { class: "what" }, el("strong", {}, what), el("span", {}, why), el("code", { class: "quiet" }, about)),
     button ?? "",
   );
 }

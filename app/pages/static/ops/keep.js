@@ -1,15 +1,4 @@
-// Elements, and lists of them that follow what there is. Text is only ever text: whatever people typed, it is shown.
-
-/** Make an element. `on…` are listeners, `false` and `null` leave an attribute out. */
-export function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== false && value != null) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-}
+// Texts and lists that follow what there is: what stays the same is left alone, whoever reads or uses it.
 
 /** Set an element's text, unless it says that already: a screen reader need not look again. */
 export function say(element, text) {

@@ -1,6 +1,9 @@
-// Building elements. Whatever people typed becomes text and never markup.
+// Building elements of the operators' pages. Whatever people typed becomes text and never markup.
 
-/** Make an element: `el("p", { class: "quiet", onclick: … }, "text", child, …)`; null children are left out. */
+/**
+ * Make an element: `el("p", { class: "quiet", onclick: … }, "text", child, …)`. `on…` are listeners; `false` and `null`
+ * leave an attribute out, null children are left out.
+ */
 export function el(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
