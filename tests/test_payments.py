@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -24,10 +23,9 @@ from app import engine as engine_module
 from app.booking import BookingRequest
 from app.checkout import Started
 from app.errors import AlreadyResolved, PaymentFailed, PaymentRequired, SlotUnavailable
-from app.gateway import BadSignature, InProgress, NotOpen, Refused, Session, Unclear, verified
+from app.gateway import InProgress, NotOpen, Refused, Session, Unclear
 from app.reschedule import Wish, reschedule
 from app.settings import from_env
-from app.simulator.delivery import signature
 from tests.redis_servers import RedisServer
 from tests.service import Postgres
 from tests.shop import PRICE, assert_money_adds_up, event_of
@@ -35,7 +33,6 @@ from tests.stripe_simulator import SDK_WARNING, Simulator, running_simulator
 from tests.till import ADA, CUSTOMER, NOWHERE, OPERATOR, Till, environ, several_times
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(SDK_WARNING)]
-
 CONFIRMED = (["confirmed"], [("paid", "none")])
 EXPIRED = (["expired"], [("expired", "none")])
 
@@ -491,7 +488,6 @@ async def test_a_payment_whose_person_is_being_taken_for_another_slot_is_refunde
 
 
 # -- time runs out ----------------------------------------------------------------------------------------------------
-
 
 Ending = Callable[[Till, UUID], Awaitable[Any]]
 
@@ -1136,55 +1132,3 @@ async def test_two_payments_for_one_booking_cannot_be_stored(till):
     )
     with pytest.raises(pg.UniqueViolation, match="payments_one_per_booking"):
         till.query(copy, started.session_id)
-
-
-# -- signatures -------------------------------------------------------------------------------------------------------
-
-SECRETS = ("whsec_the_new_one", "whsec_the_old_one")
-BODY = b'{"id": "evt_1", "type": "checkout.session.completed"}'
-
-
-def signed(body: bytes = BODY, *, at: float = 0, secrets: tuple[str, ...] = SECRETS[:1]) -> str:
-    return signature(body, secrets, int(time.time() + at))
-
-
-@pytest.mark.parametrize("secret", SECRETS)
-def test_either_of_two_secrets_verifies_while_one_is_rotated(secret):
-    assert verified(BODY, signed(secrets=(secret,)), SECRETS)["id"] == "evt_1"
-    assert verified(BODY, signed(secrets=("whsec_unknown", secret)), SECRETS)["id"] == "evt_1"
-
-
-@pytest.mark.parametrize("at", [-280, 0, 290])
-def test_a_signature_of_these_minutes_is_taken(at):
-    assert verified(BODY, signed(at=at), SECRETS)["id"] == "evt_1"
-
-
-NO_SIGNATURES: dict[str, Callable[[], str]] = {
-    "none": lambda: "",
-    "garbage": lambda: "garbage",
-    "empty parts": lambda: "t=,v1=",
-    "odd time": lambda: "t=1_0,v1=00",
-    "no signature": lambda: f"t={int(time.time())}",
-    "not ASCII": lambda: f"t={int(time.time())},v1=\xe9",
-    "no time": lambda: f"v1={'0' * 64}",
-    "wrong secret": lambda: signed(secrets=("whsec_unknown",)),
-    "v0 only": lambda: signed().replace("v1=", "v0="),
-    "301 s old": lambda: signed(at=-301),
-    "from the future": lambda: signed(at=320),
-    "a year ahead": lambda: signed(at=366 * 86_400),
-    "of another body": lambda: signed(BODY + b" "),
-}
-
-
-@pytest.mark.parametrize("header", NO_SIGNATURES.values(), ids=NO_SIGNATURES)
-def test_no_other_signature_is_taken(header):
-    with pytest.raises(BadSignature):
-        verified(BODY, header(), SECRETS)
-
-
-@pytest.mark.parametrize(
-    "body", [b"\xff\xfe", b"not JSON", b"[1]", b"null", b"{}", b'{"id": 1, "type": "a.b"}', b"[" * 9000]
-)
-def test_a_signed_body_that_is_no_event_is_not_taken(body):
-    with pytest.raises(BadSignature):
-        verified(body, signed(body), SECRETS)
