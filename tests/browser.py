@@ -7,8 +7,11 @@ or ask any other origin for anything. The fixtures are imported by name.
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -109,6 +112,33 @@ def windows(chromium: Browser) -> Iterator[Windows]:
         each.context.close()
     for each in made:
         each.check()
+
+
+@contextmanager
+def another_site(policy: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """Serve pages from somebody's own origin, with a Content-Security-Policy; yields that, and its pages by path."""
+    pages: dict[str, str] = {}
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in pages else 404)
+            self.send_header("Content-Type", "text/html; charset=utf-8" if self.path in pages else "image/x-icon")
+            if policy:
+                self.send_header("Content-Security-Policy", policy)
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, "").encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", pages
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def sign_in(page: Page, key: str = OPERATOR_KEY) -> None:

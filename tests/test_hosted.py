@@ -3,13 +3,10 @@
 Most windows here have no JavaScript; what the widget does is in its own tests. Both stores are looked at afterwards.
 """
 
-import http.server
 import re
-import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email import message_from_string, policy
@@ -25,7 +22,7 @@ from playwright.sync_api import Page, Route, expect
 from app.domain import BookingStatus, RefundStatus
 from app.pages import language
 from tests import factories
-from tests.browser import DESKTOP, PHONE, Windows, assert_accessible, chromium, windows
+from tests.browser import DESKTOP, PHONE, Windows, another_site, assert_accessible, chromium, windows
 from tests.redis_servers import RedisServer
 from tests.service import CUSTOMER, Postgres, Service, assert_slot_holds, eventually
 from tests.shop import Shop, running_shop
@@ -451,39 +448,14 @@ def test_who_may_pay_there_may_pay_now(shop: Shop, client: httpx.Client) -> None
 # -- in a frame -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def embedding() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Somebody's own site on another origin; yields that, and its pages."""
-    pages: dict[str, bytes] = {}
-
-    class Site(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path in pages else 404)
-            self.send_header("Content-Type", "text/html" if self.path in pages else "image/x-icon")
-            self.end_headers()
-            self.wfile.write(pages.get(self.path, b""))
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", pages
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def framing(url: str) -> bytes:
+def framing(url: str) -> str:
     return f"""<!doctype html><link rel=icon href=data:,>
         <iframe title=Booking src="{url.replace("&", "&amp;")}"></iframe>
-        <script>heard = []; onmessage = ({{ data }}) => heard.push(data)</script>""".encode()
+        <script>heard = []; onmessage = ({{ data }}) => heard.push(data)</script>"""
 
 
 def test_a_frame_of_the_venues_origin_fits_and_others_stay_empty(shop: Shop, windows: Windows) -> None:
-    with embedding() as (origin, pages):
+    with another_site() as (origin, pages):
         mine, others = salon(shop.service, origins=[origin]), salon(shop.service)
         pages["/mine"], pages["/others"] = (framing(f"{each.url}?service={each.haircut}") for each in (mine, others))
         window = windows()

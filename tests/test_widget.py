@@ -3,14 +3,11 @@
 import itertools
 import json
 import re
-import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 import httpx
@@ -19,7 +16,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from app.pages import assets
 from tests import factories
-from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
+from tests.browser import DESKTOP, PHONE, Window, Windows, another_site, assert_accessible, chromium, windows
 from tests.redis_servers import RedisServer, running_redis
 from tests.service import Postgres, Service, assert_slot_holds, eventually, serving
 from tests.shop import Shop, running_shop
@@ -144,12 +141,8 @@ def heard(page: Page, name: str) -> list[dict[str, Any]]:
     return [detail for each, detail in page.evaluate("window.heard") if each == name]
 
 
-def times(page: Page) -> Locator:
-    return page.get_by_role("list").locator("button[part~=time]")
-
-
-def time_of(page: Page, slot: dict[str, Any], zone: str = "Europe/Berlin") -> Locator:
-    """Find the button of a slot: it shows the time by the venue's clocks."""
+def time_of(page: Page, slot: dict[str, Any]) -> Locator:
+    """Find the button of a slot."""
     return page.locator(f'button[data-at="{slot["starts_at"]}"]')
 
 
@@ -273,10 +266,7 @@ def test_the_month_tells_on_which_days_something_is_free(
     page = embed(windows(), slot["venue"])
     next_day = DAY + timedelta(days=1)
     neighbour = next_day if next_day.month == DAY.month else DAY - timedelta(days=1)
-    free, other = (
-        page.locator("calendar-month").get_by_role("button", name=f"{day:%B} {day.day}", exact=True)
-        for day in (DAY, neighbour)
-    )
+    free, other = (day_button(page, day) for day in (DAY, neighbour))
     is_free = re.compile(r"\bfree\b")
     expect(free).to_have_attribute("part", is_free)
     expect(other).not_to_have_attribute("part", is_free)
@@ -1080,7 +1070,7 @@ def test_a_clock_that_is_ahead_hides_no_free_day(operator: httpx.Client, windows
     window.context.clock.set_fixed_time(datetime.now(UTC) + timedelta(days=400))
     page = embed(window, slot["venue"])
     expect(time_of(page, slot)).to_be_visible()
-    day = page.locator("calendar-month").get_by_role("button", name=f"{DAY:%B} {DAY.day}", exact=True)
+    day = day_button(page, DAY)
     expect(day).to_be_enabled()
     expect(day).not_to_have_attribute("aria-disabled", "true")
 
@@ -1112,35 +1102,11 @@ def test_it_is_small() -> None:
 # -- on other people's pages ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def another_site(html: str, policy: str) -> Iterator[str]:
-    """Serve one page from another origin."""
-
-    class Site(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Security-Policy", policy)
-            self.end_headers()
-            self.wfile.write(html.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_it_stands_on_another_site(with_redis: Service, operator: httpx.Client, windows: Windows) -> None:
     slot, *_ = make_tour(operator)
     policy = POLICY.format(service=with_redis.url)
-    with another_site(embedding(with_redis.url, slot["venue"], ""), policy) as origin:
+    with another_site(policy) as (origin, pages):
+        pages["/"] = embedding(with_redis.url, slot["venue"], "")
         assert operator.patch(f"/v1/venues/{slot['venue']}", json={"origins": [origin]}).status_code == 200
         window = windows()
         window.expects("CORS", "Failed to load resource")  # until the origins are read again, the widget tries again
@@ -1178,7 +1144,8 @@ def test_on_a_site_that_the_venue_does_not_name_it_reads_nothing(
 ) -> None:
     [slot] = make_tour(operator, times=1)
     policy = POLICY.format(service=with_redis.url)
-    with another_site(embedding(with_redis.url, slot["venue"], ""), policy) as origin:
+    with another_site(policy) as (origin, pages):
+        pages["/"] = embedding(with_redis.url, slot["venue"], "")
         window = windows()
         window.expects("CORS", "Failed to load resource")
         page = window.page(origin)
