@@ -17,36 +17,23 @@ import pytest
 
 from app import booking, holding, places
 from app.booking import BookingRequest
-from app.cli import cli, events, home, stores, watch
-from app.cli.failing import guarded
+from app.cli import events, home, stores, watch
 from app.cli.holds import describe
-from app.cli.home import Run, find_api, published
+from app.cli.home import Run, published
 from app.cli.seed import seed
 from app.domain import Caller, Customer, Event, Hold
 from app.engine import Engine
 from app.holds import slot_keys
 from app.settings import Settings, SettingsError
 from tests.redis_servers import RedisServer, running_redis
-from tests.service import OPERATOR_KEY, SECRET, Postgres, Service, serving, store_environ
+from tests.service import OPERATOR_KEY, SECRET, Postgres
+from tests.terminal import holdfast
+
+__all__ = ["holdfast"]
 
 CUSTOMER = Caller("customer", None)
 ADA = Customer("Ada Lovelace", "ada@example.com")
 TOMORROW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(days=1)
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
 
 
 @dataclass
@@ -124,16 +111,6 @@ def shop(postgres: Postgres, redis_server: RedisServer, monkeypatch: pytest.Monk
     monkeypatch.setattr(stores, "be_quiet", lambda: None)
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     return made
-
-
-@pytest.fixture
-def holdfast(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def run(*arguments: Any) -> Answer:
-        capfd.readouterr()
-        code = guarded(lambda: cli.main([str(argument) for argument in arguments], standalone_mode=False))
-        return Answer(code, *capfd.readouterr())
-
-    return run
 
 
 # -- holds ------------------------------------------------------------------------------------------------------------
@@ -572,90 +549,6 @@ def test_what_was_given_back_by_hand_is_noted(shop, holdfast, failed_refund):
     assert (shown["refund_status"], shown["refunded_amount"]) == ("done", 2500)
     assert holdfast("payments", "refund", failed_refund, "--by-hand", "--yes").code == 4
     assert holdfast("doctor").code != 4
-
-
-# -- race -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def service(postgres: Postgres, redis_server: RedisServer) -> Iterator[Service]:
-    with serving(postgres.fresh(), redis_server.url, redis=redis_server, workers=1) as running:
-        yield running
-
-
-def test_s1_1_a_race_for_the_last_place_has_one_winner(service, holdfast, monkeypatch):
-    monkeypatch.setenv("API_URL", service.url)
-    monkeypatch.setenv("HOLDFAST_OPERATOR_KEY", OPERATOR_KEY)
-    monkeypatch.setenv("CONCURRENT_REQUESTS", "20")
-    monkeypatch.setenv("TEST_ITERATIONS", "2")
-    answer = holdfast("race", "--json")
-    assert answer.code == 0, answer.err
-    assert answer.json["passed"]
-    for one in answer.json["data"]:
-        assert (one["total"], one["successful"], one["conflicts"], one["errors"]) == (20, 1, 19, 0)
-        assert one["available_count"] == 0
-
-
-def test_a_race_for_several_places_and_one_that_fails(service, holdfast):
-    to = ("--url", service.url, "--operator-key", OPERATOR_KEY)
-    text = holdfast("race", *to, "--requests", 10, "--capacity", 4).out
-    assert "4, expected 4" in text
-    slot_id = holdfast("race", *to, "--requests", 2, "--capacity", 4, "--json").json["data"][0]["slot_id"]
-    # Two places are left: whoever expects three winners must be told, as must whoever expects but one.
-    failed = holdfast("race", *to, "--slot", slot_id, "--requests", 5, "--capacity", 3, "--json")
-    assert (failed.code, failed.json["passed"], failed.json["data"][0]["successful"]) == (1, False, 2)
-    slot_id = holdfast("race", *to, "--requests", 2, "--capacity", 4, "--json").json["data"][0]["slot_id"]
-    assert holdfast("race", *to, "--slot", slot_id, "--requests", 5).code == 1
-
-
-def test_all_races_are_at_one_venue_which_no_calendar_asks_about(service, redis_server, holdfast, monkeypatch):
-    for name, value in store_environ(service.database_url, redis_server.url).items():
-        monkeypatch.setenv(name, value)
-    to = ("--url", service.url, "--operator-key", OPERATOR_KEY)
-    assert [holdfast("race", *to, "--requests", 1).code for _ in range(2)] == [0, 0]
-    assert service.query("SELECT slug FROM venues") == [("holdfast-race",)]
-    assert "There is no venue yet" in holdfast("calendar").err
-    service.query(
-        "INSERT INTO venues (id, slug, name, timezone) VALUES (gen_random_uuid(), 'own', 'Own', 'UTC') RETURNING 1"
-    )
-    assert holdfast("calendar", "--json").json["venue"] == "own"
-
-
-def test_a_race_of_fewer_buyers_than_winners_is_failed(service, holdfast):
-    to = ("--url", service.url, "--operator-key", OPERATOR_KEY)
-    answer = holdfast("race", *to, "--requests", 3, "--capacity", 5, "--json")
-    [one] = answer.json["data"]
-    assert (answer.code, one["successful"], one["expected"], one["errors"]) == (1, 3, 5, 0)
-
-
-def test_a_demo_has_every_name_of_this_machine(service, holdfast, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
-    monkeypatch.delenv("HOLDFAST_OPERATOR_KEY", raising=False)
-    port = service.url.rpartition(":")[2]
-    with published(tmp_path, Run("redis://-", "postgresql://-", service.url, OPERATOR_KEY, os.getpid())):
-        monkeypatch.setenv("API_URL", f"http://localhost:{port}")
-        assert holdfast("race").code == 0
-        for host in ("localhost", "127.0.0.1", "[::1]"):
-            assert find_api(f"http://{host}:{port}/", None).operator_key == OPERATOR_KEY
-        # To nobody else, though: neither to another port nor to another machine.
-        for url in ("http://localhost:1", f"http://example.com:{port}", f"https://localhost:{port}"):
-            assert find_api(url, None).operator_key is None
-
-
-@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost:many", "http://[::1", "http://"])
-def test_a_race_against_what_is_no_address(holdfast, url):
-    answer = holdfast("race", "--url", url, "--operator-key", OPERATOR_KEY)
-    assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert answer.err.startswith("API_URL")
-
-
-def test_a_race_against_nobody_or_without_the_key(service, holdfast):
-    away = holdfast("race", "--url", "http://127.0.0.1:1", "--operator-key", OPERATOR_KEY)
-    assert (away.code, away.out, away.err.count("\n")) == (5, "", 1)
-    unknown = holdfast("race", "--url", service.url, "--slot", uuid4())
-    assert (unknown.code, "slot_not_found" in unknown.err) == (3, True)
-    answer = holdfast("race", "--url", service.url, "--operator-key", "wrong" * 8)
-    assert (answer.code, "401" in answer.err) == (1, True)
 
 
 # -- the demo venue ---------------------------------------------------------------------------------------------------
