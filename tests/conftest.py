@@ -13,13 +13,23 @@ import app.commits
 import app.engine
 import app.mirror
 import app.pipelines
+from tests.redis_servers import cluster, redis6, redis7
 from tests.service import bundled_redis_server, postgres, service, with_redis, without_redis
 
 #: The tests start hundreds of processes, each of which would compile all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 #: Shared from here, so that a session starts each server once.
-__all__ = ["bundled_redis_server", "postgres", "service", "with_redis", "without_redis"]
+__all__ = [
+    "bundled_redis_server",
+    "cluster",
+    "postgres",
+    "redis6",
+    "redis7",
+    "service",
+    "with_redis",
+    "without_redis",
+]
 
 
 @pytest.fixture(scope="session")

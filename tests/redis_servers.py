@@ -1,7 +1,8 @@
 """Redis servers for the tests: the bundled 6.2, the system's 7.0, a cluster of three, and fakeredis.
 
 Owns the processes it starts, their temporary directories, and clients made as the application makes them. Every server
-is one of our own, on a unix socket or on free loopback ports: never one that was there. Import the fixtures you need.
+is one of our own, on a unix socket or on free loopback ports: never one that was there. The fixtures of a test are
+imported by name; those of a session come from conftest.py.
 """
 
 import contextlib
@@ -159,11 +160,6 @@ def _cluster_port() -> int:
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,16 @@
-"""Slots for the tests of the hold scripts, and a clock for the scripts that stands still until it is moved."""
+"""Slots for the tests of the hold scripts, and a clock for the scripts that stands still until it is moved.
+
+The fixtures are imported by name.
+"""
 
 import hashlib
 import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+import pytest
+
+from app import pipelines
 from app.domain import Counts, Slot, SlotFacts
 from app.holds import Holds, slot_keys
 from app.pipelines import Client, Script, read_scripts
@@ -34,6 +40,17 @@ class ClockedHolds(Holds):
 
     def tick(self, milliseconds: int) -> None:
         self.set_clock(self.now_ms + milliseconds)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a server that a busy machine slows down: here it is asked what it says, not how fast."""
+    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
+
+
+@pytest.fixture
+def holds(client: Client) -> ClockedHolds:
+    return ClockedHolds(client)
 
 
 def altered(script: str, old: str, new: str) -> dict[str, str]:

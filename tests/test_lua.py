@@ -10,30 +10,20 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app import pipelines
 from app.breaker import RedisAway
 from app.domain import Counts, Room, SlotFacts
 from app.holds import FRESH_SECONDS, SETTLED_SECONDS, Extended, Full, Gone, Holds, Taken, slot_keys, to_ms
 from app.pipelines import Call, Client
-from tests.redis_servers import anyio_backend, client_fixture, cluster, redis6, redis7, redis_url  # noqa: F401 fixtures
-from tests.slots import HOUR_MS, ClockedHolds, altered, assert_adds_up, counts_of, some_facts, stored
+from tests.redis_servers import client_fixture, redis_url
+from tests.slots import HOUR_MS, ClockedHolds, altered, assert_adds_up, counts_of, holds, patience, some_facts, stored
+
+__all__ = ["client_fixture", "holds", "patience", "redis_url"]
 
 pytestmark = pytest.mark.anyio
 
 TTL = 60_000
 DAY_MS = 86_400_000
 REPEATS = (2, 3, 11)
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for a server that a busy machine slows down: here it is asked what it says, not how fast."""
-    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
-
-
-@pytest.fixture
-def holds(client: Client) -> ClockedHolds:
-    return ClockedHolds(client)
 
 
 async def mirrored(holds: Holds, **counts: Any) -> SlotFacts:

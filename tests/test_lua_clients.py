@@ -5,36 +5,18 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app import pipelines
 from app.holds import InTheWay
-from app.pipelines import Client
 from app.tokens import from_ms
-from tests.redis_servers import (  # noqa: F401 fixtures
-    anyio_backend,
-    client_fixture,
-    cluster,
-    redis6,
-    redis7,
-    redis_url,
-)
-from tests.slots import ClockedHolds
+from tests.redis_servers import client_fixture, redis_url
+from tests.slots import ClockedHolds, holds, patience
+
+__all__ = ["client_fixture", "holds", "patience", "redis_url"]
 
 pytestmark = pytest.mark.anyio
 
 #: Ten at once, and then one a second.
 BURST, INTERVAL = 10, 1.0
 TTL = 60_000
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for a server that a busy machine slows down, as `test_lua` does."""
-    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
-
-
-@pytest.fixture
-def holds(client: Client) -> ClockedHolds:
-    return ClockedHolds(client)
 
 
 async def ask(holds: ClockedHolds, client: str, requests: int = 1) -> float:

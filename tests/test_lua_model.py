@@ -30,12 +30,12 @@ from hypothesis.stateful import (
 )
 from msgspec import UNSET
 
-from app import pipelines
 from app.domain import Counts, Room, SlotFacts
 from app.holds import FRESH_SECONDS, SETTLED_SECONDS, Doubtful, Extended, Full, Gone, Occupied, Taken, slot_keys, to_ms
 from app.pipelines import Call, connect
-from tests.redis_servers import redis6  # noqa: F401 a fixture
-from tests.slots import ClockedHolds, a_slot, altered, counts_of
+from tests.slots import ClockedHolds, a_slot, altered, counts_of, patience
+
+__all__ = ["patience"]
 
 T = TypeVar("T")
 Reply = list[Any]
@@ -614,16 +614,11 @@ def bounds(examples: int) -> settings:
     )
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
-
-
 def test_the_scripts_do_what_the_model_says_on_fakeredis() -> None:
     run_state_machine_as_test(HoldScripts, settings=bounds(80))
 
 
-def test_the_scripts_do_what_the_model_says_on_redis_6(redis6: str) -> None:  # noqa: F811 the fixture
+def test_the_scripts_do_what_the_model_says_on_redis_6(redis6: str) -> None:
     run_state_machine_as_test(lambda: HoldScripts(redis6), settings=bounds(60))
 
 

@@ -13,12 +13,13 @@ import pytest
 import redis
 from msgspec import UNSET
 
-from app import pipelines
 from app.domain import Counts, SlotFacts
 from app.holds import FRESH_SECONDS, Doubtful, Extended, Full, Occupied, Taken, slot_keys, to_ms
 from app.pipelines import Client
-from tests.redis_servers import anyio_backend, client_fixture, cluster, redis6, redis7, redis_url  # noqa: F401 fixtures
-from tests.slots import ClockedHolds, a_slot, counts_of, some_facts
+from tests.redis_servers import client_fixture, redis_url
+from tests.slots import ClockedHolds, a_slot, counts_of, holds, patience, some_facts
+
+__all__ = ["client_fixture", "holds", "patience", "redis_url"]
 
 pytestmark = pytest.mark.anyio
 
@@ -30,16 +31,6 @@ REPEATS = (2, 3, 11)
 
 #: Of all slots here: one made a second later than its neighbour would overlap it by a second.
 NOW = datetime.now(UTC)
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "WAIT_SLICES", 400)
-
-
-@pytest.fixture
-def holds(client: Client) -> ClockedHolds:
-    return ClockedHolds(client)
 
 
 def slots_of(*times: tuple[int, int], resource_id: UUID | None = None, buffer: int | None = 0) -> list[SlotFacts]:
@@ -472,7 +463,7 @@ async def test_the_past_is_dropped(holds: ClockedHolds) -> None:
     assert await stored(holds.client, one) == ({}, {})
 
 
-async def test_a_hold_looks_at_what_overlaps_and_at_nothing_else(redis7: str) -> None:  # noqa: F811 the fixture
+async def test_a_hold_looks_at_what_overlaps_and_at_nothing_else(redis7: str) -> None:
     """However many slots a person has in a year: counted in commands, not in time."""
     client = redis.asyncio.from_url(redis7, decode_responses=True)
     try:

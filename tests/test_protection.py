@@ -25,22 +25,17 @@ from tests.service import (
     Postgres,
     Service,
     booking_body,
-    bundled_redis_server,  # noqa: F401 fixture
     engine_on,
     eventually,
-    postgres,  # noqa: F401 fixture
-    service,  # noqa: F401 fixture
     serving,
     store_environ,
-    with_redis,  # noqa: F401 fixture
-    without_redis,  # noqa: F401 fixture
 )
 
 SALON = "https://salon.example"
 
 
 @pytest.fixture(scope="module")
-def shielded(postgres: Postgres) -> Iterator[Service]:  # noqa: F811 fixture
+def shielded(postgres: Postgres) -> Iterator[Service]:
     with (
         running_redis("--maxmemory-policy", "noeviction") as redis,
         serving(
@@ -380,8 +375,8 @@ def test_a_proxy_that_nobody_named_is_told_of_once() -> None:
 
 
 def test_what_was_set_applies_to_each_peer_where_nobody_named_a_proxy(
-    postgres: Postgres,  # noqa: F811 fixture
-    bundled_redis_server: RedisServer,  # noqa: F811 fixture
+    postgres: Postgres,
+    bundled_redis_server: RedisServer,
 ) -> None:
     """Only the defaults wait for it. What somebody not trusted says in X-Forwarded-For makes nobody another client."""
     limits = {"HOLDFAST_RATE_LIMIT": "5/h", "HOLDFAST_HOLDS_PER_CLIENT": "2"}
@@ -542,7 +537,7 @@ async def grab(of: Service, slots: list[dict[str, Any]], attempts: int) -> list[
 
 
 @pytest.mark.anyio
-async def test_one_client_occupies_what_it_may_however_often_it_tries(service: Service) -> None:  # noqa: F811
+async def test_one_client_occupies_what_it_may_however_often_it_tries(service: Service) -> None:
     slots = slots_of(service, holds_per_client=MOST)
     answers = await grab(service, slots, ATTEMPTS[service.redis is not None])
     assert held_of(service, slots) == MOST
@@ -558,13 +553,13 @@ async def test_one_client_occupies_what_it_may_however_often_it_tries(service: S
 
 
 @pytest.mark.anyio
-async def test_control_where_nobody_limits_it_one_client_occupies_more(service: Service) -> None:  # noqa: F811
+async def test_control_where_nobody_limits_it_one_client_occupies_more(service: Service) -> None:
     slots = slots_of(service, holds_per_client=0)
     await grab(service, slots, 5 * MOST)
     assert held_of(service, slots) == 5 * MOST
 
 
-def test_what_is_released_booked_or_could_not_be_had_does_not_count(service: Service) -> None:  # noqa: F811
+def test_what_is_released_booked_or_could_not_be_had_does_not_count(service: Service) -> None:
     slots = slots_of(service, holds_per_client=2)
     path, [first, second, third] = "/v1/holds", slots
     with factories.client(service) as client:
@@ -584,7 +579,7 @@ def test_what_is_released_booked_or_could_not_be_had_does_not_count(service: Ser
         assert refused.json()["code"] == "hold_limit"
 
 
-def test_a_key_that_is_used_again_wins_no_place(service: Service) -> None:  # noqa: F811
+def test_a_key_that_is_used_again_wins_no_place(service: Service) -> None:
     """Neither a repetition nor a misused key makes a claim smaller or go away."""
     slots = slots_of(service, holds_per_client=3)
     with factories.client(service) as client:
@@ -598,7 +593,7 @@ def test_a_key_that_is_used_again_wins_no_place(service: Service) -> None:  # no
 
 
 @pytest.mark.parametrize("items", [False, True], ids=["one slot", "several"])
-def test_a_party_larger_than_the_limit_is_told_so(service: Service, items: bool) -> None:  # noqa: F811
+def test_a_party_larger_than_the_limit_is_told_so(service: Service, items: bool) -> None:
     """No waiting makes it possible, whether anything is held or not; the slots themselves have room for it."""
     slots = slots_of(service, holds_per_client=2)
     wanted = [{"slot_id": slots[0]["id"], "quantity": 2}, {"slot_id": slots[1]["id"], "quantity": 1}]
@@ -617,7 +612,7 @@ def test_a_party_larger_than_the_limit_is_told_so(service: Service, items: bool)
         assert held_of(service, slots) == 2
 
 
-def test_what_was_done_is_answered_again_also_at_the_limit(service: Service) -> None:  # noqa: F811
+def test_what_was_done_is_answered_again_also_at_the_limit(service: Service) -> None:
     """A repetition holds nothing more: its first request has been booked since, and other places are held."""
     slots = slots_of(service, holds_per_client=2)
     with factories.client(service) as client:
@@ -653,7 +648,7 @@ def test_who_asks_again_from_elsewhere_has_what_it_had(shielded: Service) -> Non
 
 
 def test_a_hold_does_not_outlive_its_claim_however_often_its_booking_is_refused(
-    with_redis: Service,  # noqa: F811 fixture
+    with_redis: Service,
 ) -> None:
     slots = slots_of(with_redis, holds_per_client=2, hold_ttl_seconds=1)
     customer = {"name": "Ada", "email": "ada@example.com"}
@@ -681,7 +676,7 @@ def test_a_hold_does_not_outlive_its_claim_however_often_its_booking_is_refused(
 
 @pytest.mark.anyio
 async def test_refusals_at_the_limit_do_not_each_ask_postgres(
-    with_redis: Service,  # noqa: F811 fixture
+    with_redis: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert with_redis.redis is not None
