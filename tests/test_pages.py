@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,9 +11,10 @@ import pytest
 from playwright.sync_api import expect
 
 from app.pages import assets
+from app.tokens import sign_session
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Windows, assert_accessible, chromium, sign_in, windows
-from tests.service import OPERATOR_KEY, Service, booking_body
+from tests.service import OPERATOR_KEY, SECRET, Service, booking_body
 
 __all__ = ["chromium", "windows"]
 
@@ -90,7 +92,8 @@ def test_the_cookie_alone_is_no_proof(client: httpx.Client) -> None:
 
 def test_a_wrong_key_or_cookie_opens_nothing(client: httpx.Client) -> None:
     assert client.post("/session", json={"key": "no" * 12}).status_code == 401
-    for value in ("", "x", "A" * 64, "é".encode("latin-1").decode("latin-1")):
+    ended = sign_session((SECRET,), OPERATOR_KEY, int(time.time()) - 1)
+    for value in ("", "x", "A" * 64, "é".encode("latin-1").decode("latin-1"), ended):
         headers = {"Holdfast-Page": "1", "Cookie": f"holdfast_session={value}".encode("latin-1")}
         assert client.get("/v1/holds", headers=headers).status_code == 401, value
 
