@@ -306,7 +306,7 @@ class Holds:
         """
         call = Call("allow", (f"hf:{{{client}}}:{limit}",), (round(interval * 1e6), most, requests))
         match await self._run(call):
-            case ["allowed", _]:
+            case ["allowed"]:
                 return 0.0
             case ["wait", wait]:
                 return float(wait) / 1e6

@@ -2,7 +2,7 @@
 -- KEYS[1]  hf:{<client>}:<limit>   string  when all it has asked for would be paid off at the steady rate, Unix µs
 -- ARGV[1]  µs from one request to the next at that rate    ARGV[2]  how many may come at once
 -- ARGV[3]  1 to ask for one, -1 to give one back
--- Returns  {"allowed", left} | {"wait", µs}
+-- Returns  {"allowed"} | {"wait", µs}
 -- Safety   a refusal changes nothing, so waiting as long as told is enough, and asking meanwhile does no harm; a client
 --          that is silent until all is paid off is forgotten, and so is every client when Redis is emptied
 local paid_off = KEYS[1]
@@ -18,4 +18,4 @@ if due > now then
 else
   redis.call('DEL', paid_off)
 end
-return {'allowed', math.floor((most * interval - math.max(due - now, 0)) / interval)}
+return {'allowed'}
