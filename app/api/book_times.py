@@ -34,7 +34,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, rename={"from_day": "from
     day: date | None = None
     from_day: date | None = None
     slot: UUID | None = None
-    lang: str | None = None
 
 
 async def show(request: ApiRequest, slug: str) -> Answer:

@@ -210,8 +210,7 @@ class Edge:
 
 def is_customers(method: str, path: str) -> bool:
     """Tell whether that is for customers to call."""
-    paths = _CUSTOMERS.get(method)
-    return paths is not None and paths.fullmatch(path) is not None
+    return template(method, path) is not None
 
 
 def template(method: str, path: str) -> str | None:
