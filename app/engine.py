@@ -185,7 +185,7 @@ async def sweep_once(engine: Engine) -> int:
 
 
 async def count_money(engine: Engine) -> None:
-    """Tell the metrics how many payments have neither booking nor refund, or how many bookings no payment: always 0."""
+    """Tell the metrics how much money does not add up: 0, unless a refund failed or there is a bug."""
     mismatches = await engine.payments.mismatches()
     MONEY_MISMATCHES.set(mismatches)
     if mismatches:
