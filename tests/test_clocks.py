@@ -60,12 +60,11 @@ def ask(page: Page, module: str, asked: str, *given: Any) -> Any:
 @pytest.mark.parametrize(("zone", "day", "begins"), DAYS)
 def test_a_day_begins_when_the_zone_says_so(page: Page, zone: str, day: str, begins: str) -> None:
     assert ask(page, "widget/time.js", "beginOf(...given).toISOString()", day, zone) == begins
-    assert ask(page, "calendar/clock.js", "instantOf(...given)", f"{day}T00:00:00", zone) == begins
 
 
 @pytest.mark.parametrize(("zone", "wall", "instant"), TIMES)
 def test_of_a_time_that_comes_twice_or_never_one_is_meant(page: Page, zone: str, wall: str, instant: str) -> None:
     """As Python means it too, of whose times the service makes slots."""
-    assert ask(page, "calendar/clock.js", "instantOf(...given)", wall, zone) == instant
+    assert ask(page, "zone.js", "instantOf(...given)", wall, zone) == instant
     meant = datetime.fromisoformat(wall).replace(tzinfo=ZoneInfo(zone))
     assert meant.timestamp() == datetime.fromisoformat(instant).timestamp()

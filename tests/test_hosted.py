@@ -698,8 +698,8 @@ def test_every_page_has_a_strict_policy(shop: Shop, client: httpx.Client) -> Non
         answer = client.get(path)
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';"), path
-        # In no frame but where somebody embeds it: a page around it could have its buttons pressed unseen. In any, where
-        # there is nothing to press.
+        # In no frame but where somebody embeds it: a page around it could have its buttons pressed unseen. A page that
+        # only tells has nothing to press, and may stand in any.
         only_tells = path.startswith("/checkout/") or answer.status_code == 404
         framed = "'self' https://salon.example" if path in of_venue else "*" if only_tells else "'none'"
         assert policy.endswith(f"; frame-ancestors {framed}"), path

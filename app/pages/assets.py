@@ -65,8 +65,11 @@ def url(path: str) -> str:
 
 
 def _body(path: Path) -> bytes:
-    body = path.read_bytes()
-    return _FOR_READERS.sub(b"", body) if path.suffix == ".js" and path.is_relative_to(_STATIC / "widget") else body
+    return _bare(path) if path.suffix == ".js" and path.is_relative_to(_STATIC / "widget") else path.read_bytes()
+
+
+def _bare(module: Path) -> bytes:
+    return _FOR_READERS.sub(b"", module.read_bytes())
 
 
 def _joined(module: Path, there: set[Path]) -> bytes:
@@ -77,7 +80,7 @@ def _joined(module: Path, there: set[Path]) -> bytes:
     browser refuses the whole otherwise, and every test of the widget with it.
     """
     there.add(module)
-    body = _body(module)
+    body = _bare(module)
     needed = [(module.parent / path.decode()).resolve() for path in _IMPORT.findall(body)]
     before = b"".join(_joined(each, there) for each in needed if each not in there)
     return before + _EXPORT.sub(b"", _IMPORT.sub(b"", body))

@@ -1,7 +1,8 @@
 // Blocking time: a person or a place cannot be booked for a while.
+import { newKey } from "../key.js";
+import { instantOf } from "../zone.js";
 import { call } from "../operator/call.js";
 import { choice, el, field } from "../operator/dom.js";
-import { instantOf } from "./clock.js";
 import { openSheet } from "./sheet.js";
 import { toast } from "./toast.js";
 
@@ -19,14 +20,14 @@ export function openBlockForm({ resourceId, from, to }, page) {
   const moment = (id, value) => el("input", { id, type: "datetime-local", required: true, value: value.slice(0, 16) });
   const [begin, end] = [moment("block-from", from), moment("block-to", to)];
   const reason = el("input", { id: "block-reason", maxlength: "200", autocomplete: "off" });
-  let key = freshKey(); // one for one wish: sent twice, it is done once
+  let key = newKey(); // one for one wish: sent twice, it is done once
   const form = el(
     "form", {},
     field("Who", who), field("From", begin), field("To", end), field("Reason (only you see it)", reason),
     el("div", { class: "actions" }, el("button", { class: "primary" }, "Block time"),
       el("button", { type: "button", onclick: sheet.close }, "Back")),
   );
-  form.addEventListener("change", () => { key = freshKey(); });
+  form.addEventListener("change", () => { key = newKey(); });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     sheet.busy(async () => {
@@ -42,9 +43,4 @@ export function openBlockForm({ resourceId, from, to }, page) {
     });
   });
   sheet.show("Block time", el("p", { class: "quiet" }, `Nobody can book it. Times in ${page.zone}.`), form);
-}
-
-/** Not `randomUUID`, which there is only where the page came by https. */
-function freshKey() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,8 +1,9 @@
 // The owner's calendar: one venue, some days, and everything that changes in them a moment later.
+import { addDays, dayOf, instantOf, wall } from "../zone.js";
 import { Refused, all, call } from "../operator/call.js";
 import { choice } from "../operator/dom.js";
 import { openBlockForm } from "./block.js";
-import { addDays, addSeconds, dateRange, instantOf, longDate, monday, offsetText, time, today, wall } from "./clock.js";
+import { addSeconds, dateRange, longDate, monday, offsetText, time } from "./clock.js";
 import { openDetails } from "./details.js";
 import { buttonOf, content, events } from "./entries.js";
 import { follow } from "./follow.js";
@@ -222,7 +223,7 @@ async function choose(slug) {
 
 async function chooseAnother(slug) {
   try {
-    if (await choose(slug)) go({ date: today(page.zone) });
+    if (await choose(slug)) go({ date: dayOf(Date.now(), page.zone) });
   } catch (error) {
     if ($("venue").value !== slug) return; // and is read by now
     $("venue").value = state.venue.slug;
@@ -249,7 +250,7 @@ async function start() {
   $("venue-choice").hidden = state.venues.length < 2;
   state.view = VIEWS[given.get("view")] ? given.get("view") : narrow.matches ? "list" : "people";
   const zone = state.venues.find((venue) => venue.slug === slug).timezone;
-  state.date = /^\d{4}-\d\d-\d\d$/.test(given.get("date")) ? given.get("date") : today(zone);
+  state.date = /^\d{4}-\d\d-\d\d$/.test(given.get("date")) ? given.get("date") : dayOf(Date.now(), zone);
   await choose(slug);
   $("tools").hidden = false;
   go({});
@@ -258,7 +259,7 @@ async function start() {
 const step = (days) => go({ date: addDays(state.date, state.view === "week" ? 7 * days : days) });
 $("back").addEventListener("click", () => step(-1));
 $("ahead").addEventListener("click", () => step(1));
-$("today").addEventListener("click", () => go({ date: today(page.zone) }));
+$("today").addEventListener("click", () => go({ date: dayOf(Date.now(), page.zone) }));
 $("date").addEventListener("change", (event) => event.target.value && go({ date: event.target.value }));
 $("venue").addEventListener("change", (event) => chooseAnother(event.target.value));
 $("who").addEventListener("change", (event) => go({ who: event.target.value }));

@@ -1,6 +1,7 @@
 // What the service tells of some days, as the calendar draws it.
+import { wall } from "../zone.js";
 import { el } from "../operator/dom.js";
-import { time, wall } from "./clock.js";
+import { time } from "./clock.js";
 
 /** Colours of persons, in order; the style sheet has as many. */
 const COLOURS = 6;

@@ -1,7 +1,8 @@
 // Moving a booking to another time or person: a slot of the same service there, if there is one with room.
+import { addDays, instantOf, wall } from "../zone.js";
 import { call } from "../operator/call.js";
 import { choice, el, field } from "../operator/dom.js";
-import { addDays, instantOf, time, wall } from "./clock.js";
+import { time } from "./clock.js";
 
 const MOST = 100;
 

@@ -22,7 +22,6 @@ export function openSheet() {
   dialog.showModal();
 
   const sheet = {
-    dialog,
     close: () => dialog.close(),
     show(title, ...content) {
       heading.textContent = title;

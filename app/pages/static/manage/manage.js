@@ -1,7 +1,9 @@
 // A customer's booking: look at it, move it, cancel it, put it into a calendar.
 
+import { newKey } from "../key.js";
+import { dayOf } from "../zone.js";
 import {
-  button, call, card, clock, dayOf, dayText, facts, h, midnight, money, named, newKey, nextDay, note, now, Refused, say, show,
+  button, call, card, clock, dayText, facts, h, midnight, money, named, nextDay, note, now, Refused, say, show,
   slots, tell, what, when, words, wrongLink,
 } from "./page.js";
 

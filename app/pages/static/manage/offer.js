@@ -1,6 +1,7 @@
 // A place that became free for somebody who waits: take it, or leave it to the next one.
 
-import { button, call, card, facts, h, named, newKey, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
+import { newKey } from "../key.js";
+import { button, call, card, facts, h, named, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
 
 const path = `/v1/waiting-list/${named.id}`;
 const proof = { "Waiting-Token": named.token };

@@ -1,7 +1,7 @@
 // What the pages of customers share who came by a link with a token: the words of their language, and calls of the API.
 // The token stands behind the `#` of the address: the browser sends it to nobody, and this page only in a header.
 
-import { addDays, instantOf } from "../calendar/clock.js";
+import { addDays, instantOf } from "../zone.js";
 
 const root = document.querySelector("#booking");
 
@@ -64,9 +64,6 @@ export class Refused extends Error {
   }
 }
 
-/** A name for one wish, so that sending it again is harmless. Also on pages without TLS, where there is no randomUUID. */
-export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
-
 const TRIES = 5;
 
 /** The service's time at which this page was opened, as its answers tell. */
@@ -127,9 +124,6 @@ export const dayText = (at, timeZone) =>
   new Date(at).toLocaleDateString(language, { weekday: "long", day: "numeric", month: "long", timeZone });
 export const when = (at, timeZone) => `${dayText(at, timeZone)}, ${clock(at, timeZone)}`;
 export const what = (slot) => (slot.service ? `${slot.service.name} · ${slot.resource.name}` : slot.resource.name);
-
-/** The day of an instant on a zone's wall, as `2026-11-28`. */
-export const dayOf = (at, timeZone) => new Date(at).toLocaleDateString("sv-SE", { timeZone });
 
 /** The instant at which a day begins on a zone's wall. */
 export const midnight = (day, timeZone) => new Date(instantOf(`${day}T00:00:00`, timeZone));

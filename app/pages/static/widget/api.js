@@ -26,11 +26,6 @@ export class Refused extends Error {
 /** The visitor gave a repeated call up. */
 export class GivenUp extends Error {}
 
-/** Make a key for a request that may be repeated. Not `randomUUID`, which pages without TLS do not have. */
-export function newKey() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 /**
  * Call once, and return the answer's JSON, or null.
  * `asking()` is told each time that it is asked. What is read, browsers keep and revalidate by its ETag themselves.

@@ -1,6 +1,7 @@
 // A hold of the visitor's: how long it lives by the service's clock, and what ends it.
 
-import { call, newKey, Refused } from "./api.js";
+import { newKey } from "../key.js";
+import { call, Refused } from "./api.js";
 
 export class Hold {
   #ends = 0;

@@ -1,10 +1,11 @@
 // The slots that a visitor looks at: read for a day, kept up to date, and what each offers to a party of some size.
 
-import { beginOf, dayOf, daysAfter } from "./time.js";
+import { addDays, dayOf } from "../zone.js";
+import { beginOf } from "./time.js";
 
 /** Read all slots of a day; `read(path)` gets a page of them. */
 export async function ofDay(read, wish, day, zone) {
-  const range = { from: beginOf(day, zone).toISOString(), to: beginOf(daysAfter(day, 1), zone).toISOString() };
+  const range = { from: beginOf(day, zone).toISOString(), to: beginOf(addDays(day, 1), zone).toISOString() };
   const found = [];
   let cursor = null;
   do {

@@ -1,6 +1,8 @@
 // A visit: what has been chosen, what is held, and which step is shown. The steps draw; what happens is decided here.
 
-import { call, GivenUp, newKey, persist, Refused } from "./api.js";
+import { newKey } from "../key.js";
+import { dayOf } from "../zone.js";
+import { call, GivenUp, persist, Refused } from "./api.js";
 import { button, h } from "./dom.js";
 import { Hold } from "./hold.js";
 import { follow } from "./live.js";
@@ -11,7 +13,6 @@ import { Toast } from "./steps/parts.js";
 import { time } from "./steps/time.js";
 import { wait } from "./steps/wait.js";
 import { ofDay } from "./slots.js";
-import { dayOf } from "./time.js";
 import { formats } from "./words.js";
 
 const STEPS = { offer: chooseOffer, person: choosePerson, time, wait, details, pay, done };

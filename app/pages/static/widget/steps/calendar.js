@@ -1,8 +1,8 @@
 // The month to choose a day of: the vendored picker, or the browser's own where that does not load.
 
+import { addDays, dayOf } from "../../zone.js";
 import { monthPicker } from "../api.js";
 import { BACK, h, icon, NEXT } from "../dom.js";
-import { dayOf, daysAfter } from "../time.js";
 
 const FURTHEST_DAYS = 400;
 const iso = (date) => date.toISOString().slice(0, 10);
@@ -10,7 +10,7 @@ const iso = (date) => date.toISOString().slice(0, 10);
 /** Make a picker; `choose(day)` is told of each choice. `show(day)` shows another, `mark()` reads anew which are free. */
 export function calendar(visit, choose) {
   const today = dayOf(Date.now(), visit.zone);
-  const limits = { min: today, max: daysAfter(today, FURTHEST_DAYS) };
+  const limits = { min: today, max: addDays(today, FURTHEST_DAYS) };
   const element = h("div", { class: "calendar" });
   let shown = visit.choice.day ?? today;
   let picker = null;

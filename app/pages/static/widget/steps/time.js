@@ -1,8 +1,9 @@
 // The step in which a time is chosen: a day, how many places, and what is free, which changes while one looks.
 
+import { addDays, dayOf } from "../../zone.js";
 import { button, h } from "../dom.js";
 import { nextFreeDay, times } from "../slots.js";
-import { beginOf, dayOf, daysAfter, visitorsZone } from "../time.js";
+import { beginOf, visitorsZone } from "../time.js";
 import { calendar } from "./calendar.js";
 import { chosen, top, zoneName } from "./parts.js";
 
@@ -138,7 +139,7 @@ function showEmpty(visit, parts) {
     if (!day) return h("p", { class: "quiet" }, t("nothing_soon"));
     return button(t("next_free", { day: visit.format.day(day) }), () => goTo(visit, parts, day), { class: "primary" });
   };
-  nextFree(visit, beginOf(daysAfter(choice.day, 1), visit.zone))
+  nextFree(visit, beginOf(addDays(choice.day, 1), visit.zone))
     .then(nextDay, () => button(t("try_again"), again))
     .then((found) => parts.about === about && parts.empty.append(found));
 }
