@@ -211,7 +211,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     refunded_at: datetime | None
 
 
-# -- what operators keep and read: see `app/catalogue.py` ------------------------------------------------------------
+# -- what operators keep and read: see `app/catalogue.py` and `app/records.py` ---------------------------------------
 
 
 class Resource(msgspec.Struct, frozen=True):
