@@ -501,11 +501,11 @@ def _outcome(row: Row) -> Outcome:
     )  # fmt: skip
 
 
-def _stored(row: Row) -> StoredBooking:
+def booking_of(row: Row) -> Booking:
     customer = None
     if row.customer_name is not None:
         customer = Customer(row.customer_name, row.customer_email, row.customer_phone)
-    booking = Booking(
+    return Booking(
         id=row.id,
         venue_id=row.venue_id,
         slot_id=row.slot_id,
@@ -520,7 +520,10 @@ def _stored(row: Row) -> StoredBooking:
         available_count=row.available_count,
         version=row.version,
     )
-    return StoredBooking(booking, row.manage_token_hash, row.available_after, row.expired_at)
+
+
+def _stored(row: Row) -> StoredBooking:
+    return StoredBooking(booking_of(row), row.manage_token_hash, row.available_after, row.expired_at)
 
 
 def _slot(row: Row) -> Slot:

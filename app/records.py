@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.catalogue import require_venue
 from app.database import Database
-from app.domain import Booking, Customer, Event
+from app.domain import Booking, Event
+from app.ledger import booking_of
 from app.schema import bookings, events, slots, venues
 
 Row = Any  # SQLAlchemy's rows: the fields are those of the statement above each use
@@ -53,7 +54,7 @@ async def list_bookings(
         rows = (await connection.execute(query)).all()
         if not rows and which.venue is not None:
             await require_venue(connection, which.venue)
-        return [_booking(row) for row in rows]
+        return [booking_of(row) for row in rows]
 
     return await database.read(read)
 
@@ -119,27 +120,6 @@ def _events(which: EventFilter) -> sa.Select[Any]:
     if which.booking_id is not None:
         query = query.where(events.c.booking_id == which.booking_id)
     return query
-
-
-def _booking(row: Row) -> Booking:
-    customer = None
-    if row.customer_name is not None:
-        customer = Customer(row.customer_name, row.customer_email, row.customer_phone)
-    return Booking(
-        id=row.id,
-        venue_id=row.venue_id,
-        slot_id=row.slot_id,
-        quantity=row.quantity,
-        status=row.status,
-        customer=customer,
-        metadata=row.metadata,
-        expires_at=row.expires_at,
-        created_at=row.created_at,
-        confirmed_at=row.confirmed_at,
-        cancelled_at=row.cancelled_at,
-        available_count=row.available_count,
-        version=row.version,
-    )
 
 
 def _event(row: Row) -> Event:

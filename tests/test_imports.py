@@ -27,7 +27,7 @@ ALLOWED = {
     "commits": {"coalesce", "errors", "ledger", "postgres", "telemetry", "tokens"},
     "database": {"errors", "postgres", "schema"},
     "catalogue": {"database", "domain", "errors", "schema", "tokens"},
-    "records": {"catalogue", "database", "domain", "schema"},
+    "records": {"catalogue", "database", "domain", "ledger", "schema"},
     "mirror": {"breaker", "domain", "errors", "holds", "ledger", "telemetry"},
     "gateway": {"settings"},
     "payments": {"domain", "gateway", "ledger", "tokens"},
