@@ -19,6 +19,7 @@ import structlog
 from app import feed
 from app.breaker import PROBE_SECONDS, RedisAway, past_the_breaker
 from app.commits import Commits
+from app.ending import end
 from app.errors import Unavailable
 from app.gateway import gateway
 from app.holds import Holds
@@ -112,9 +113,7 @@ async def running(settings: Settings) -> AsyncIterator[Engine]:
         try:
             yield engine
         finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.wait(loops)
+            await end(loops)
             await engine.drain()
     finally:
         await engine.ledger.pool.close()

@@ -26,6 +26,7 @@ import structlog
 
 from app.breaker import RedisAway
 from app.domain import Room, Slot
+from app.ending import end
 from app.engine import Engine
 from app.errors import Overloaded, Unavailable
 from app.feed import Feed, Note, Position, position, written
@@ -217,8 +218,7 @@ class Hub:
     async def close(self) -> None:
         self.stop_soon()
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+            await end([self._running])
 
     # -- the reader ---------------------------------------------------------------------------------------------------
 
@@ -240,9 +240,7 @@ class Hub:
         finally:
             self._running = None
             self._forget()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await feed.close()
 
     def _forget(self) -> None:

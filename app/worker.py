@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 import procrastinate
 import structlog
 from procrastinate import exceptions
+from procrastinate.worker import Worker
 
 from app import engine, jobs
+from app.ending import end
 from app.engine import Engine
 from app.settings import Settings
 
@@ -18,6 +20,8 @@ log = structlog.get_logger()
 
 #: How long jobs that run at a stop may go on; those that do not end are done again by the next worker.
 GRACE_SECONDS = 10.0
+#: … and what it may take after that to write down what became of them.
+CLOSE_SECONDS = 10.0
 #: A store that is away at the start is asked again after this long.
 AGAIN_SECONDS = 2.0
 
@@ -56,24 +60,25 @@ async def _until(stop: asyncio.Event, running: Engine, waiting: procrastinate.Ap
         asyncio.create_task(jobs.relaying(running, waiting)),
         asyncio.create_task(jobs.repairing(running, waiting)),
     ]
-    working = asyncio.create_task(
-        waiting.run_worker_async(
-            concurrency=concurrency,
-            install_signal_handlers=False,
-            delete_jobs="successful",
-            shutdown_graceful_timeout=GRACE_SECONDS,
-            update_heartbeat_interval=jobs.HEARTBEAT_SECONDS,
-            stalled_worker_timeout=jobs.STALLED_SECONDS,
-            # Jobs are told of by NOTIFY, but not those that waited for another of the same booking to end.
-            fetch_job_polling_interval=jobs.TURN_SECONDS,
-        )
+    worker = Worker(
+        waiting,
+        concurrency=concurrency,
+        install_signal_handlers=False,
+        delete_jobs="successful",
+        shutdown_graceful_timeout=GRACE_SECONDS,
+        update_heartbeat_interval=jobs.HEARTBEAT_SECONDS,
+        stalled_worker_timeout=jobs.STALLED_SECONDS,
+        # Jobs are told of by NOTIFY, but not those that waited for another of the same booking to end.
+        fetch_job_polling_interval=jobs.TURN_SECONDS,
     )
+    working = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (*loops, stopping, working):
-            task.cancel()
-        await asyncio.wait({*loops, stopping, working})
-    if not stop.is_set() and (error := working.exception()):
+        worker.stop()  # not cancelled: while it starts, that could be lost (see `end`), and later it cuts jobs short
+        await end((*loops, stopping))
+        await asyncio.wait({working}, timeout=GRACE_SECONDS + CLOSE_SECONDS)
+        await end((working,))
+    if not stop.is_set() and working.done() and (error := working.exception()):
         raise error

@@ -186,8 +186,9 @@ class _Pair:
             if self.cut_reply:
                 # What came may answer an earlier request, as in a pipeline: the server is done when it is silent.
                 with contextlib.suppress(TimeoutError):
-                    while await asyncio.wait_for(self.server.read(65536), QUIET_SECONDS):
-                        pass
+                    async with asyncio.timeout(QUIET_SECONDS) as patience:
+                        while await self.server.read(65536):
+                            patience.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
                 self.proxy._count()
                 return
             if not self.swallowed:

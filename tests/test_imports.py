@@ -17,6 +17,7 @@ ALLOWED = {
     "tokens": set(),
     "settings": set(),
     "embedded": set(),
+    "ending": set(),
     "migrate": {"paths"},
     "schema": set(),
     "breaker": {"telemetry"},
@@ -32,13 +33,14 @@ ALLOWED = {
     "gateway": {"settings"},
     "payments": {"domain", "gateway", "ledger", "tokens"},
     "feed": {"breaker", "holds", "pipelines"},
-    "live": {"breaker", "domain", "engine", "errors", "feed", "telemetry"},
+    "live": {"breaker", "domain", "ending", "engine", "errors", "feed", "telemetry"},
     "limits": {"breaker", "errors", "holds", "settings"},
     "places": {"domain", "engine", "errors", "holds", "ledger", "tokens"},
     "claims": {"breaker", "domain", "engine", "errors", "holds", "limits", "places", "settings", "tokens"},
     "engine": {
         "breaker",
         "commits",
+        "ending",
         "errors",
         "feed",
         "gateway",
@@ -118,7 +120,7 @@ ALLOWED = {
         "webhooks",
     },
     "queued": {"errors", "ledger", "postgres"},
-    "worker": {"engine", "jobs", "settings"},
+    "worker": {"ending", "engine", "jobs", "settings"},
 }
 #: Packages, each as a whole.
 ALLOWED_OF_PACKAGES = {

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ import httpx
 import procrastinate
 import psycopg
 import pytest
-from procrastinate import exceptions
+from procrastinate import exceptions, manager
 from procrastinate import jobs as queued
 
-from app import embedded, jobs, worker
+from app import embedded, ending, jobs, worker
 from app import engine as engine_module
 from app.engine import Engine
 from app.errors import DatabaseUnavailable
@@ -601,3 +601,26 @@ async def test_a_job_that_outlasts_the_grace_of_a_stop_is_done_by_the_next_worke
         again.set()
         await working
     assert done == ["evt_1"]
+
+
+@pytest.mark.parametrize("where", ["prune_stalled_workers", "register_worker", "fetch_job", "get_stalled_jobs"])
+async def test_a_stop_while_the_worker_starts_is_not_lost(engine, monkeypatch, where):
+    """However the wait for a connection ends that was under way: Python 3.11 may forget a cancellation there."""
+    stop, was_here = asyncio.Event(), asyncio.Event()
+    original = getattr(manager.JobManager, where)
+
+    async def deaf(self: manager.JobManager, *asked: Any, **named: Any) -> Any:
+        if not was_here.is_set():
+            was_here.set()
+            stop.set()
+            with suppress(asyncio.CancelledError, TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await asyncio.Event().wait()
+        return await original(self, *asked, **named)
+
+    monkeypatch.setattr(manager.JobManager, where, deaf)
+    monkeypatch.setattr(ending, "TRY_SECONDS", 0.2)
+    async with opened(engine) as waiting, asyncio.timeout(30):
+        await worker._until(stop, engine, waiting, 3)
+    assert was_here.is_set()
+    assert rows(engine, "SELECT count(*) FROM jobs.procrastinate_workers") == [(0,)]

@@ -63,7 +63,8 @@ class Faults:
         """Pause a request, until somebody clears the faults at the latest."""
         if seconds > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._ended.wait()
 
     def clear(self) -> None:
         """Forget the faults that wait, and end the pauses that are under way."""

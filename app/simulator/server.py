@@ -167,7 +167,8 @@ async def _expire_when_due(ledger: Ledger) -> None:
         seconds = LONGEST_SLEEP_SECONDS if due is None else due - ledger.books.now()
         ledger.books.moved.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ledger.books.moved.wait(), min(max(seconds, 0.0), LONGEST_SLEEP_SECONDS))
+            async with asyncio.timeout(min(max(seconds, 0.0), LONGEST_SLEEP_SECONDS)):
+                await ledger.books.moved.wait()
 
 
 class _Honest:
