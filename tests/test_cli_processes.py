@@ -158,6 +158,30 @@ def test_a_dead_worker_is_replaced(settings):
         assert httpx.get(f"{service.url}/readyz").status_code == 200
 
 
+def listening(port: int) -> int:
+    """Count the sockets that listen at a port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
+def test_each_of_several_workers_listens_for_itself(settings):
+    """So the kernel gives each its share, and none to one that is not there."""
+    with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
+        port = int(service.url.rpartition(":")[2])
+        eventually(lambda: listening(port) == 2, "both workers to listen")
+        done = run("serve", "--port", port, env=settings)
+        assert (done.returncode, done.stderr) == (1, f"Cannot listen on 127.0.0.1:{port}: Address already in use\n")
+        victim = children(service.process.pid)[0]
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: gone([victim]), "the worker to die")
+        answered = 0
+        while listening(port) == 1 and answered < 50:
+            assert httpx.get(f"{service.url}/livez").status_code == 200
+            answered += 1
+        assert answered, "it was replaced at once: nothing was seen"
+        eventually(lambda: listening(port) == 2, "another worker to listen")
+
+
 def test_workers_end_with_a_killed_parent_and_free_the_port(settings):
     with serving(settings["DATABASE_URL"], settings["REDIS_URL"], workers=2) as service:
         workers = children(service.process.pid)

@@ -1,6 +1,6 @@
 """One HTTP worker: uvicorn on a socket that it was given. Started by `workers.supervise`, never by hand.
 
-python -m app.cli.http_worker <listening socket> <pipe of the parent> <seconds of grace>
+python -m app.cli.http_worker <socket that listens or keeps an address> <pipe of the parent> <seconds of grace>
 """
 
 import gc
@@ -21,6 +21,7 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
     import uvicorn
 
+    from app.cli.workers import BACKLOG, one_more
     from app.main import app_factory
     from app.settings import SettingsError, from_env
 
@@ -43,6 +44,7 @@ def main() -> None:
         # The last address of X-Forwarded-For that is not one of the proxies' is the client's, and only if they sent it.
         proxy_headers=bool(chosen.trusted_proxies),
         forwarded_allow_ips=list(chosen.trusted_proxies or ()),
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # Whoever reads too slowly to end is cancelled after this long, and the lifespan still runs to its end.
         timeout_graceful_shutdown=grace_seconds,
@@ -60,7 +62,9 @@ def main() -> None:
             application.stop_soon()
             super().handle_exit(sig, frame)
 
-    Server(config).run(sockets=[socket.socket(fileno=listener)])
+    given = socket.socket(fileno=listener)
+    listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    Server(config).run(sockets=[given if listens else one_more(given)])
 
 
 def _die_with_parent(pipe: int) -> None:

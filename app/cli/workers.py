@@ -1,7 +1,8 @@
 """The worker processes: started, watched, replaced and stopped by one parent that serves nothing itself.
 
-They share the parent's listening socket and end with it: a pipe that only the parent can write to is closed by the
-kernel however the parent dies, and each worker waits for that in `http_worker`.
+A single one listens by the parent's socket, and what comes while it is replaced waits there; several each by one of
+their own. They end with the parent: a pipe that only it can write to is closed by the kernel however it dies, and each
+worker waits for that in `http_worker`.
 """
 
 import http.client
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -102,8 +104,8 @@ def supervise(
     log: Path | None = None,
     beside: Sequence[Program] = (),
 ) -> None:
-    """Run HTTP workers, and the programs `beside` them, until a signal asks to stop; then stop them within about
-    `grace_seconds` and return. Whichever ends by itself is started again.
+    """Run HTTP workers at the address of `listener`, and the programs `beside` them, until a signal asks to stop; then
+    stop them within about `grace_seconds` and return. Whichever ends by itself is started again.
 
     They write to stderr, or to `log`.
 
@@ -113,6 +115,8 @@ def supervise(
     reader, writer = os.pipe()
     asked: list[int] = []
     output = log.open("ab") if log else None
+    if count > 1 and sys.platform == "linux":  # elsewhere one of several sockets would get all connections
+        listener = _kept_free(listener)
     arguments = (str(listener.fileno()), PIPE, str(grace_seconds))
     http_worker = Program("HTTP worker", "app.cli.http_worker", arguments, fds=(listener.fileno(),))
 
@@ -147,6 +151,33 @@ def supervise(
             os.close(writer)
             if output:
                 output.close()
+
+
+def _kept_free(listener: socket.socket) -> socket.socket:
+    """Listen no more, but keep the address for those who will by `one_more`."""
+    address = listener.getsockname()
+    listener.close()
+    return _bound(listener, address)
+
+
+def one_more(kept: socket.socket) -> socket.socket:
+    """Make a worker's own socket at an address that is kept free, to listen by when it is ready.
+
+    The kernel gives each such socket its share of all connections. Of one that all workers share, whoever is awake
+    takes what comes: of a hundred at once, one of two had up to 84. A worker that dies takes its socket with it, and
+    the others get whatever comes.
+    """
+    return _bound(kept, kept.getsockname())
+
+
+def _bound(like: socket.socket, address: Any) -> socket.socket:
+    one = socket.socket(like.family, like.type)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # the kernel lets only the same user do that
+    if like.family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as `create_server` does
+    one.bind(address)
+    return one
 
 
 @contextmanager
