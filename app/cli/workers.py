@@ -115,8 +115,7 @@ def supervise(
     reader, writer = os.pipe()
     asked: list[int] = []
     output = log.open("ab") if log else None
-    if count > 1 and sys.platform == "linux":  # elsewhere one of several sockets would get all connections
-        listener = _kept_free(listener)
+    listener = for_workers(listener, count)
     arguments = (str(listener.fileno()), PIPE, str(grace_seconds))
     http_worker = Program("HTTP worker", "app.cli.http_worker", arguments, fds=(listener.fileno(),))
 
@@ -153,15 +152,19 @@ def supervise(
                 output.close()
 
 
-def _kept_free(listener: socket.socket) -> socket.socket:
-    """Listen no more, but keep the address for those who will by `one_more`."""
+def for_workers(listener: socket.socket, count: int) -> socket.socket:
+    """Make of a listening socket what so many workers are given: for a single one itself, for several one that only
+    keeps the address for their own (`one_more`).
+    """
+    if count == 1 or sys.platform != "linux":  # elsewhere one of several sockets would get all connections
+        return listener
     address = listener.getsockname()
     listener.close()
     return _bound(listener, address)
 
 
 def one_more(kept: socket.socket) -> socket.socket:
-    """Make a worker's own socket at an address that is kept free, to listen by when it is ready.
+    """Make a worker's own socket at an address that is kept for it, to listen by when it is ready.
 
     The kernel gives each such socket its share of all connections. Of one that all workers share, whoever is awake
     takes what comes: of a hundred at once, one of two had up to 84. A worker that dies takes its socket with it, and

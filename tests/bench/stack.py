@@ -23,7 +23,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import embedded
-from app.cli.workers import listen, metrics_dir, url_of
+from app.cli.workers import for_workers, listen, metrics_dir, url_of
 from app.migrate import upgrade
 from tests.bench import textbook
 
@@ -153,7 +153,7 @@ class Server:
 def serving(stores: Stores, workers: int, home: Path) -> Iterator[Server]:
     """Run the service with so many worker processes until the context ends."""
     home.mkdir(parents=True, exist_ok=True)
-    listener = listen("127.0.0.1", 0)
+    listener = for_workers(listen("127.0.0.1", 0), workers)
     reader, writer = os.pipe()  # the workers end when nobody can write to it any more: see http_worker
     started: list[subprocess.Popen[bytes]] = []
     log = home / "http.log"
