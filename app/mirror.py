@@ -145,13 +145,6 @@ class Mirror:
             await self.holds.sync_first(each)
         return facts
 
-    async def prepare(self, slot_id: UUID) -> None:
-        """Know a slot and what is near it before somebody wants it: whoever looks at it may do so in the next moment.
-        Otherwise the first ones of a crowd wait for four looks, one after the other, and all the others with them.
-        """
-        facts = await self.facts(slot_id)
-        await self._near.get(facts.id, lambda: self._read_near(facts))
-
     async def load(self, slot_id: UUID, others: Sequence[UUID] = ()) -> None:
         """Bring a slot that the mirror does not know, or only knows by an old look, up to date: once for all askers.
 

@@ -361,21 +361,6 @@ async def test_a_crowd_before_a_slot_that_nobody_knows_looks_at_it_once(one: One
         assert_slot_holds(service, slot_id, 300, 300)
 
 
-async def test_a_slot_that_somebody_looks_at_is_known_when_it_is_wanted(inside: Inside, monkeypatch):
-    mirror = inside.engine.mirror
-    mirror._near._seconds = 60.0  # however busy this machine is
-    slot_id, near = await make_slots(inside.service, inside.client, 1, 5)
-    assert (await inside.client.get(f"/v1/slots/{slot_id}")).status_code == 200
-    await inside.engine.drain()
-    monkeypatch.setattr(mirror.ledger, "facts", None)
-    monkeypatch.setattr(mirror.ledger, "slots_near", None)
-    answers = await inside.book([party(slot_id)] * 3)
-    assert sorted(statuses(answers)) == [201, 409, 409]
-    refused = [answer.json() for answer in answers if answer.status_code == 409]
-    assert [[slot["id"] for slot in each["alternatives"]] for each in refused] == [[near]] * 2
-    await inside.assert_holds(slot_id, 1, 1)
-
-
 async def test_an_emptied_redis_is_told_once_of_a_slot_that_a_crowd_wants(one: OneWorker, redis: RedisServer):
     service = one.service
     async with service.client() as client:
@@ -548,7 +533,7 @@ async def book_in_doubt(inside: Inside, how: Any, **fault: Any) -> None:
     with inside.service.redis.admin() as admin:
         old = admin.hgetall(key)
         assert statuses(await inside.book([party(full, 2)])) == [201]
-        await inside.engine.drain()
+        await inside.assert_holds(full, 2, 2)
         admin.hset(key, mapping=old)  # Redis lets one through that Postgres refuses
     wanted = [slots[0], slots[2], slots[0], slots[2], full, *[slots[0], slots[2]] * 3, slots[2]]
     asked = [party(slot_id) for slot_id in wanted]

@@ -95,9 +95,7 @@ async def _with_rooms(request: ApiRequest, slots: Sequence[Slot]) -> list[wire.S
 @get("/v1/slots/{slot_id:str}", responses=problems(404))
 async def read_slot(request: ApiRequest, slot_id: FromPath[UUID]) -> Response[wire.Slot]:
     """Read a slot and what can be taken of it now."""
-    shown = await slot_now(request, slot_id)
-    await request.engine.later(request.engine.mirror.prepare(slot_id))
-    return answers.ok(shown)
+    return answers.ok(await slot_now(request, slot_id))
 
 
 async def slot_now(request: ApiRequest, slot_id: UUID) -> wire.Slot:
