@@ -385,9 +385,10 @@ def test_whoever_occupies_a_person_waits_for_a_turn(
         waiting = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
         return bool(service.query(waiting, pid))
 
+    bounded = "-c lock_timeout=20s"  # or a failure here would wait for the rival for ever
     with (
-        psycopg.connect(service.database_url) as one,
-        psycopg.connect(service.database_url) as two,
+        psycopg.connect(service.database_url, options=bounded) as one,
+        psycopg.connect(service.database_url, options=bounded) as two,
         ThreadPoolExecutor(1) as thread,
     ):
         assert occupy(one, begins=1, ends=2) == "blocked"

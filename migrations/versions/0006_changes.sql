@@ -30,7 +30,8 @@ BEGIN
         -- An exclusion constraint writes first and looks afterwards: two who have both written wait for each other, until
         -- the server calls it a deadlock, a second later. So they write one after the other, persons in one order.
         PERFORM pg_advisory_xact_lock(hashtextextended('occupied', resource_no))
-        FROM (SELECT DISTINCT resource_no FROM slots WHERE id = ANY (now_occupied) ORDER BY resource_no) AS persons;
+        FROM (SELECT DISTINCT s.resource_no FROM slots AS s WHERE s.id = ANY (now_occupied)
+              AND NOT EXISTS (SELECT FROM occupied AS o WHERE o.slot_id = s.id) ORDER BY s.resource_no) AS persons;
         INSERT INTO occupied (slot_id, resource_no, during)
         SELECT id, resource_no, tstzrange(starts_at, occupied_until) FROM slots WHERE id = ANY (now_occupied)
         ON CONFLICT (slot_id) DO NOTHING;  -- several bookings share one class

@@ -111,6 +111,13 @@ DECLARE
     clock timestamptz := clock_timestamp();
     entry waiting_entries;
 BEGIN
+    -- The turn of whoever is occupying them (`take_places`) is not waited for either.
+    IF EXISTS (SELECT FROM slots AS s WHERE s.id = this_slot AND s.one_at_a_time
+        AND NOT EXISTS (SELECT FROM occupied AS o WHERE o.slot_id = s.id)
+        AND NOT pg_try_advisory_xact_lock(hashtextextended('occupied', s.resource_no)))
+    THEN
+        RETURN false;
+    END IF;
     UPDATE waiting_entries AS w
     SET status = 'offered', hold_id = new_hold, offered_slot_id = this_slot, offered_at = clock,
         offered_until = (SELECT least(clock + v.waiting_offer_minutes * interval '1 minute', s.closes_at, s.starts_at)
