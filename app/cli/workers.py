@@ -160,7 +160,13 @@ def for_workers(listener: socket.socket, count: int) -> socket.socket:
         return listener
     address = listener.getsockname()
     listener.close()
-    return _bound(listener, address)
+    try:
+        kept = _bound(listener, address)
+    except OSError as error:
+        raise Failed(f"Cannot listen on {address[0]}:{address[1]}: {os.strerror(error.errno or 0)}") from error
+    # Before any worker listens, somebody else who asks for the address must be refused as well.
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return kept
 
 
 def one_more(kept: socket.socket) -> socket.socket:
@@ -168,7 +174,7 @@ def one_more(kept: socket.socket) -> socket.socket:
 
     The kernel gives each such socket its share of all connections. Of one that all workers share, whoever is awake
     takes what comes: of a hundred at once, one of two had up to 84. A worker that dies takes its socket with it, and
-    the others get whatever comes.
+    what waited there; the others get whatever comes from then on.
     """
     return _bound(kept, kept.getsockname())
 
