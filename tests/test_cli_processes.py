@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import httpx
 import psycopg
 import pytest
 
-from app.cli.workers import for_workers, listen, one_more, url_of
+from app.cli.sockets import for_workers, listen, one_more, url_of
 from tests.redis_servers import RedisServer
 from tests.service import (
     HOLDFAST,
@@ -156,6 +157,41 @@ def test_a_dead_worker_is_replaced(settings):
         eventually(lambda: gone(before[:1]), "the worker to die")
         eventually(lambda: len(set(children(service.process.pid)) - set(before)) == 1, "another worker")
         assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+HURRIED = """
+from app.cli import main, workers
+workers.SILENT_SECONDS = 3.0
+main()
+"""
+
+
+def test_a_worker_that_hangs_is_replaced_and_tells_where(settings):
+    """With a socket of its own it would keep its share of the customers waiting for ever."""
+    port = free_port()
+    environ = {**os.environ, **settings, "HOLDFAST_PORT": str(port), "HOLDFAST_HOST": "127.0.0.1"}
+    command = [sys.executable, "-c", HURRIED, "serve", "--workers", "2"]
+    with tempfile.TemporaryFile("w+") as log:
+        parent = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            eventually(lambda: listening(port) == 2, "both workers to listen", seconds=START_SECONDS)
+            stuck = children(parent.pid)[0]
+            os.kill(stuck, signal.SIGSTOP)
+            eventually(lambda: gone([stuck]), "the worker that hangs to be ended")
+            eventually(lambda: listening(port) == 2, "another one to listen")
+            for _ in range(20):
+                assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+            asked = children(parent.pid)[0]
+            os.kill(asked, signal.SIGABRT)  # as the parent does at first, which one that is stopped cannot answer
+            eventually(lambda: gone([asked]), "the worker to end")
+        finally:
+            parent.terminate()
+            parent.wait(timeout=START_SECONDS)
+        log.seek(0)
+        told = log.read()
+    assert told.count("hangs") == 1
+    assert f"HTTP worker {stuck} hangs: ending it" in told
+    assert "Fatal Python error: Aborted" in told
 
 
 def listening(port: int) -> int:

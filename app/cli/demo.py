@@ -49,7 +49,8 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
     from app.cli.home import Run, home_dir, keep_keys, published
     from app.cli.seed import seed
     from app.cli.show import say
-    from app.cli.workers import metrics_dir, supervise, url_of
+    from app.cli.sockets import url_of
+    from app.cli.workers import metrics_dir, supervise
     from app.migrate import upgrade
     from app.settings import from_env
 
@@ -91,7 +92,8 @@ def demo(host: str | None, port: int | None, workers: int | None) -> None:
 
 def _companions(home: Path, keys: "Keys", listener: socket.socket, stack: ExitStack) -> list["Program"]:
     """Name what runs beside the service: the worker, and a simulator of Stripe with a mailbox for what is not set."""
-    from app.cli.workers import PIPE, Program, listen, url_of
+    from app.cli.sockets import listen, url_of
+    from app.cli.workers import PIPE, Program
     from app.settings import SIMULATOR_KEY_PREFIX
 
     worker = Program("Job worker", "app.cli", ("worker", "--parent", PIPE))
@@ -121,7 +123,7 @@ def _companions(home: Path, keys: "Keys", listener: socket.socket, stack: ExitSt
 def _listen() -> socket.socket:
     """Take the port before anything is started: neither a typo nor a busy port shall cost a database."""
     from app.cli.home import placeholders
-    from app.cli.workers import listen
+    from app.cli.sockets import listen
     from app.settings import from_env
 
     any_port = not os.environ.get("HOLDFAST_PORT")

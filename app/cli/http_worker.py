@@ -1,27 +1,32 @@
 """One HTTP worker: uvicorn on a socket that it was given. Started by `workers.supervise`, never by hand.
 
-python -m app.cli.http_worker <socket that listens or keeps an address> <pipe of the parent> <seconds of grace>
+python -m app.cli.http_worker <socket that listens or keeps an address> <pipe of the parent> <pipe to it> <grace, s>
 """
 
+import faulthandler
 import gc
 import os
 import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 #: Longer than clients keep idle connections themselves, so that they and not we close them: no request is lost on a
 #: connection that was just being closed.
 KEEP_ALIVE_SECONDS = 75
+#: uvicorn's ticks are a tenth of a second apart.
+TICKS_PER_PULSE = 10
 
 
 def main() -> None:
-    listener, pipe, grace_seconds = (int(argument) for argument in sys.argv[1:])
+    listener, pipe, pulse, grace_seconds = (int(argument) for argument in sys.argv[1:])
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
+    faulthandler.enable()  # if we hang, the parent asks where
     import uvicorn
 
-    from app.cli.workers import BACKLOG, one_more
+    from app.cli.sockets import BACKLOG, one_more
     from app.main import app_factory
     from app.settings import SettingsError, from_env
 
@@ -61,6 +66,12 @@ def main() -> None:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             application.stop_soon()
             super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            if counter % TICKS_PER_PULSE == 0:
+                with suppress(OSError):  # the parent has not looked for long
+                    os.write(pulse, b".")
+            return await super().on_tick(counter)
 
     given = socket.socket(fileno=listener)
     listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

@@ -21,7 +21,8 @@ def serve(host: str | None, port: int | None, workers: int | None) -> None:
 
     Does not change the schema: `holdfast db upgrade` does.
     """
-    from app.cli.workers import listen, metrics_dir, supervise, url_of
+    from app.cli.sockets import listen, url_of
+    from app.cli.workers import metrics_dir, supervise
     from app.settings import from_env
 
     export(HOLDFAST_HOST=host, HOLDFAST_PORT=port, HOLDFAST_WORKERS=workers)

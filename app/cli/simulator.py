@@ -29,7 +29,7 @@ def simulator(host: str, port: int, webhook_url: str | None, webhook_secret: str
 
     On this machine only, and never where HOLDFAST_ENV is production.
     """
-    from app.cli.workers import listen, url_of
+    from app.cli.sockets import listen, url_of
     from app.simulator.server import Setup, is_loopback, refuse_production, serve, webhook_secrets
 
     refuse_production()

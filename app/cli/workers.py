@@ -1,8 +1,9 @@
 """The worker processes: started, watched, replaced and stopped by one parent that serves nothing itself.
 
 A single one listens by the parent's socket, and what comes while it is replaced waits there; several each by one of
-their own. They end with the parent: a pipe that only it can write to is closed by the kernel however it dies, and each
-worker waits for that in `http_worker`.
+their own (`sockets`). They end with the parent: a pipe that only it can write to is closed by the kernel however it
+dies, and each worker waits for that in `http_worker`. One that hangs is ended by the parent: its event loop writes to
+another pipe as long as it turns.
 """
 
 import http.client
@@ -17,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import msgspec
 
 from app.cli.failing import Failed
+from app.cli.sockets import for_workers, url_of
 
 Worker = subprocess.Popen[bytes]
 
@@ -33,31 +35,9 @@ REPLACE_SECONDS = 1.0
 READY_SECONDS = 120.0
 #: What a stopping worker may need on top of its grace: work after replies, closing the pools.
 CLOSE_SECONDS = 8.0
-#: Connections that may wait to be accepted: a burst of clients must not be refused while the workers are busy.
-BACKLOG = 4096
-
-
-def listen(host: str, port: int, *, next_free: bool = False) -> socket.socket:
-    """Listen, at the next free port if allowed.
-
-    Raises:
-        Failed: the port is taken, or the host is not ours.
-    """
-    for candidate in range(port, min(port + 100, 65_536)) if next_free else [port]:
-        try:
-            found = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            return socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)
-        except OSError as error:
-            # strerror of create_server repeats the address; errno's own text is enough.
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-    raise Failed(f"Cannot listen on {host}:{port}: {reason}")
-
-
-def url_of(listener: socket.socket) -> str:
-    """Name the service for people on this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{host}:{port}"
+#: A worker whose event loop has not turned for so long hangs: it is asked where, and killed a little later.
+SILENT_SECONDS = 30.0
+TELL_SECONDS = 2.0
 
 
 @contextmanager
@@ -93,6 +73,54 @@ class Program(msgspec.Struct, frozen=True):
 
 #: Stands for the number of the pipe that ends with the parent.
 PIPE = "{pipe}"
+#: Stands for the number of the pipe that the program writes to again and again, from its first time on.
+PULSE = "{pulse}"
+
+
+class Child:
+    """A program's process, and how long it has shown no sign of life."""
+
+    def __init__(self, program: Program, pipe: int, output: IO[bytes] | None) -> None:
+        """Start it in a group of its own: Ctrl-C in a terminal reaches the parent alone, which then asks it once."""
+        self.program = program
+        self._pulse, pulse = os.pipe()
+        # Neither side ever waits for the other.
+        os.set_blocking(self._pulse, False)
+        os.set_blocking(pulse, False)
+        numbers = {PIPE: str(pipe), PULSE: str(pulse)}
+        self.process: Worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", program.module, *(numbers.get(each, each) for each in program.arguments)],
+            env={**os.environ, **program.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(*program.fds, pipe, pulse),
+            process_group=0,
+        )
+        os.close(pulse)
+        self._silent_seconds: float | None = None
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def end_if_it_hangs(self) -> None:
+        """Look for a sign of life. Silence is counted in looks: a machine that slept let nobody look either."""
+        try:
+            if os.read(self._pulse, 4096):
+                self._silent_seconds = 0.0
+        except BlockingIOError:
+            pass
+        if self._silent_seconds is None:
+            return  # it starts, or is a program that shows none
+        before, self._silent_seconds = self._silent_seconds, self._silent_seconds + TICK_SECONDS
+        if before < SILENT_SECONDS <= self._silent_seconds:
+            print(f"{self.program.name} {self.process.pid} hangs: ending it", file=sys.stderr)
+            self.process.send_signal(signal.SIGABRT)  # it writes down where
+        if self._silent_seconds >= SILENT_SECONDS + TELL_SECONDS:
+            self.process.kill()
+
+    def forget(self) -> None:
+        os.close(self._pulse)
 
 
 def supervise(
@@ -116,77 +144,30 @@ def supervise(
     asked: list[int] = []
     output = log.open("ab") if log else None
     listener = for_workers(listener, count)
-    arguments = (str(listener.fileno()), PIPE, str(grace_seconds))
+    arguments = (str(listener.fileno()), PIPE, PULSE, str(grace_seconds))
     http_worker = Program("HTTP worker", "app.cli.http_worker", arguments, fds=(listener.fileno(),))
 
-    def start(program: Program) -> Worker:
-        given = [str(reader) if argument == PIPE else argument for argument in program.arguments]
-        # A group of its own: Ctrl-C in a terminal reaches the parent alone, which then asks the workers once.
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", program.module, *given],
-            env={**os.environ, **program.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(*program.fds, reader),
-            process_group=0,
-        )
-
     with _told_by(asked):
-        programs = [*beside, *[http_worker] * count]
-        workers = [start(program) for program in programs]
+        children = [Child(program, reader, output) for program in (*beside, *[http_worker] * count)]
         try:
-            if _become_ready(listener, workers, asked, log):
+            if _become_ready(listener, children, asked, log):
                 ready()
             while not asked:
                 time.sleep(TICK_SECONDS)
-                for number, program in enumerate(programs):
-                    if workers[number].poll() is not None:
-                        workers[number] = _replace(program, workers[number], start, asked)
+                for number, child in enumerate(children):
+                    child.end_if_it_hangs()
+                    if child.has_ended() and _may_be_replaced(child, asked):
+                        children[number] = Child(child.program, reader, output)
+                        child.forget()
         finally:
             listener.close()
-            _stop(workers, asked, grace_seconds + CLOSE_SECONDS)
+            _stop([child.process for child in children], asked, grace_seconds + CLOSE_SECONDS)
+            for child in children:
+                child.forget()
             os.close(reader)
             os.close(writer)
             if output:
                 output.close()
-
-
-def for_workers(listener: socket.socket, count: int) -> socket.socket:
-    """Make of a listening socket what so many workers are given: for a single one itself, for several one that only
-    keeps the address for their own (`one_more`).
-    """
-    if count == 1 or sys.platform != "linux":  # elsewhere one of several sockets would get all connections
-        return listener
-    address = listener.getsockname()
-    listener.close()
-    try:
-        kept = _bound(listener, address)
-    except OSError as error:
-        raise Failed(f"Cannot listen on {address[0]}:{address[1]}: {os.strerror(error.errno or 0)}") from error
-    # Before any worker listens, somebody else who asks for the address must be refused as well.
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    return kept
-
-
-def one_more(kept: socket.socket) -> socket.socket:
-    """Make a worker's own socket at an address that is kept for it, to listen by when it is ready.
-
-    The kernel gives each such socket its share of all connections. Of one that all workers share, whoever is awake
-    takes what comes: of a hundred at once, one of two had up to 84. A worker that dies takes its socket with it, and
-    what waited there; the others get whatever comes from then on.
-    """
-    return _bound(kept, kept.getsockname())
-
-
-def _bound(like: socket.socket, address: Any) -> socket.socket:
-    one = socket.socket(like.family, like.type)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # the kernel lets only the same user do that
-    if like.family == socket.AF_INET6:
-        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as `create_server` does
-    one.bind(address)
-    return one
 
 
 @contextmanager
@@ -201,13 +182,13 @@ def _told_by(asked: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _become_ready(listener: socket.socket, workers: Sequence[Worker], asked: list[int], log: Path | None) -> bool:
+def _become_ready(listener: socket.socket, children: Sequence[Child], asked: list[int], log: Path | None) -> bool:
     """Wait until the service answers; False when it was asked to stop first."""
     deadline = time.monotonic() + READY_SECONDS
     address = url_of(listener).removeprefix("http://")
     while not asked:
-        for worker in workers:
-            if (code := worker.poll()) is not None:
+        for child in children:
+            if (code := child.process.poll()) is not None:
                 # 2: a wrong setting, of which the worker has said the name.
                 told = f": {_last_line(log)} (log: {log})" if log else ""
                 raise Failed(f"The workers could not start{told}", code=2 if code == 2 else 1)
@@ -234,14 +215,16 @@ def _answers(address: str) -> bool:
         connection.close()
 
 
-def _replace(program: Program, dead: Worker, start: Callable[[Program], Worker], asked: list[int]) -> Worker:
-    print(f"{program.name} {dead.pid} ended with {dead.returncode}: starting another one", file=sys.stderr)
+def _may_be_replaced(dead: Child, asked: list[int]) -> bool:
+    """Wait a little, and tell whether nobody has asked us to stop meanwhile."""
+    pid, code = dead.process.pid, dead.process.returncode
+    print(f"{dead.program.name} {pid} ended with {code}: starting another one", file=sys.stderr)
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         from prometheus_client.multiprocess import mark_process_dead
 
-        mark_process_dead(dead.pid)  # type: ignore[no-untyped-call]  # or its gauges would be told for ever
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]  # or its gauges would be told for ever
     time.sleep(REPLACE_SECONDS)
-    return dead if asked else start(program)
+    return not asked
 
 
 def _stop(workers: Sequence[Worker], asked: list[int], seconds: float) -> None:

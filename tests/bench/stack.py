@@ -23,13 +23,16 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import embedded
-from app.cli.workers import for_workers, listen, metrics_dir, url_of
+from app.cli.sockets import for_workers, listen, url_of
+from app.cli.workers import metrics_dir
 from app.migrate import upgrade
 from tests.bench import textbook
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
 GRACE_SECONDS = 5
+#: Who looks for signs of life of a worker: they go to its standard input, the null device.
+NOBODY = "0"
 STOP_SECONDS = 15.0
 #: Requests in flight when the driver leaves are still answered; after this long without a change all of them are.
 SETTLE_SECONDS = 0.1
@@ -173,7 +176,7 @@ def serving(stores: Stores, workers: int, home: Path) -> Iterator[Server]:
 
 def _start(stores: Stores, listener: int, pipe: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.worker", str(listener), str(pipe), str(GRACE_SECONDS)],
+        [sys.executable, "-m", "tests.bench.worker", str(listener), str(pipe), NOBODY, str(GRACE_SECONDS)],
         cwd=ROOT,
         env=_environment(stores),
         pass_fds=(listener, pipe),
