@@ -84,6 +84,7 @@ class Remembered(Generic[T]):
         self._size, self._seconds = size, seconds
         self._entries: dict[UUID, tuple[float, T]] = {}
         self._flights: dict[UUID, asyncio.Future[T]] = {}
+        self._asking: dict[UUID, int] = {}
 
     def known(self, key: UUID) -> T | None:
         entry = self._entries.get(key)
@@ -94,17 +95,30 @@ class Remembered(Generic[T]):
         return value if value is not None else await self.load(key, load)
 
     async def load(self, key: UUID, load: Callable[[], Awaitable[T]]) -> T:
+        self._asking[key] = self.asking(key) + 1
+        # Shielded: one impatient caller does not take the answer away from the others.
+        return await asyncio.shield(self._begin(key, load))
+
+    def prepare(self, key: UUID, load: Callable[[], Awaitable[T]]) -> None:
+        """Begin to ask what somebody will want in a moment. Whoever does when it has failed asks again."""
+        self._begin(key, load).add_done_callback(lambda flight: flight.cancelled() or flight.exception())
+
+    def asking(self, key: UUID) -> int:
+        """Tell how many have asked for an answer that is still to come."""
+        return self._asking.get(key, 0)
+
+    def _begin(self, key: UUID, load: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(self._fly(key, load))
-        # Shielded: one impatient caller does not take the answer away from the others.
-        return await asyncio.shield(flight)
+        return flight
 
     async def _fly(self, key: UUID, load: Callable[[], Awaitable[T]]) -> T:
         try:
             value = await load()
         finally:
             del self._flights[key]
+            self._asking.pop(key, None)
         self._entries.pop(key, None)
         if len(self._entries) >= self._size:
             del self._entries[next(iter(self._entries))]
@@ -143,6 +157,9 @@ class Mirror:
             known = await self.ledger.counts_around(slot_id, [])
         for each in known:
             await self.holds.sync_first(each)
+        if self._facts.asking(slot_id) > counts.available_count:
+            # Some of this crowd will be refused: what is near is looked up while Redis tells whom, and not after it.
+            self._neighbours.prepare(slot_id, lambda: self._look_around(facts))
         return facts
 
     async def load(self, slot_id: UUID, others: Sequence[UUID] = ()) -> None:
