@@ -487,7 +487,13 @@ def test_a_customer_moves_and_cancels(shop: Shop, windows: Windows) -> None:
     expect(page.get_by_text("Confirmed")).to_be_visible()
     page.get_by_role("button", name="Move to another time").click()
     page.get_by_role("button", name=at(after)).first.click()
-    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
+    page.get_by_role("button", name="Not this one").click()  # a tap beside the wanted time moves nothing
+    assert (shop.available(before["id"]), shop.available(after["id"])) == ((0, 0), (1, 1))
+    page.get_by_role("button", name=at(after)).first.click()
+    asked = page.get_by_role("dialog")
+    expect(asked).to_contain_text(at(after))
+    expect(asked).to_contain_text(at(before))
+    confirm_move(page)
     assert_slot_holds_moved(shop, before, after)
     page.get_by_role("button", name="Cancel the booking").click()
     page.get_by_role("button", name="Keep it").click()
@@ -499,6 +505,12 @@ def test_a_customer_moves_and_cancels(shop: Shop, windows: Windows) -> None:
     expect(page.get_by_role("heading", name="Your booking")).to_be_focused()
     expect(page.get_by_role("button", name="Move to another time")).to_have_count(0)
     assert shop.available(after["id"]) == (1, 1)
+
+
+def confirm_move(page: Page) -> None:
+    """Say yes to the move that was chosen, and hear that it was made."""
+    page.get_by_role("button", name="Yes, move it").click()
+    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
 
 
 def assert_slot_holds_moved(shop: Shop, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -521,10 +533,11 @@ def test_a_move_that_loses_keeps_the_old_time_and_offers_others(shop: Shop, wind
     with factories.client(shop.service) as rival:
         factories.booking(rival, wanted["id"])
     offered.click()
+    page.get_by_role("button", name="Yes, move it").click()
     expect(page.get_by_role("alert")).to_contain_text("Your booking stays as it is")
     assert shop.booking(made["id"])["slot_id"] == before["id"]
     page.get_by_role("button", name=at(here.slots["Ben"][2])).first.click()
-    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
+    confirm_move(page)
     assert shop.booking(made["id"])["slot_id"] == here.slots["Ben"][2]["id"]
 
 
@@ -544,6 +557,7 @@ def test_who_acts_on_an_old_view_is_told(shop: Shop, windows: Windows) -> None:
     )
     assert moved.status_code == 200
     offered.click()
+    page.get_by_role("button", name="Yes, move it").click()
     expect(page.get_by_role("alert")).to_contain_text("changed elsewhere meanwhile")
     expect(page.get_by_text(at(here.slots["Ben"][2])).first).to_be_visible()
     assert shop.booking(made["id"])["slot_id"] == here.slots["Ben"][2]["id"]
@@ -562,7 +576,7 @@ def test_a_wrong_clock_takes_nothing_from_a_customer(
     page = window.page(url)
     page.get_by_role("button", name="Move to another time").click()
     page.get_by_role("button", name=at(after)).first.click()
-    expect(page.get_by_role("status")).to_contain_text("Moved. It was")
+    confirm_move(page)
     grace = {"name": "Grace Hopper", "email": "grace@example.com"}
     entry = factories.made(client.post("/v1/waiting-list", json={"slot_id": after["id"], "customer": grace}))
     page.get_by_role("button", name="Cancel the booking").click()
@@ -738,6 +752,9 @@ def test_everybody_can_use_them(
     page.get_by_role("button", name="Move to another time").click()
     expect(page.locator(".times button").first).to_be_visible()
     assert_accessible(page)
+    page.locator(".times button").first.click()
+    assert_accessible(page)
+    page.get_by_role("button", name="Not this one").click()
     page.get_by_role("button", name="Cancel the booking").click()
     assert_accessible(page)
     for path in ("/", "/checkout/thanks", "/problems/busy", "/book/nobody"):

@@ -94,26 +94,26 @@ async function download() {
   URL.revokeObjectURL(link.href);
 }
 
+/** Ask before something is done that a tap beside the wanted place must not do. */
+function ask(title, told, no, yes) {
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "ask-title", onclose: () => dialog.remove() },
+    h("h2", { id: "ask-title" }, title),
+    ...told,
+    h("p", { className: "buttons" }, button(no, () => dialog.close()), yes(() => dialog.close())),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
 // -- cancelling ----------------------------------------------------------------------------------------------------------
 
 function askToCancel() {
   const until = new Date(new Date(slot.starts_at).getTime() - venue.refund_hours * 3_600_000);
   const paid = booking.payment?.status === "paid";
-  const dialog = h(
-    "dialog",
-    { "aria-labelledby": "cancel-title", onclose: () => dialog.remove() },
-    h("h2", { id: "cancel-title" }, words.cancel_title),
-    h("p", {}, words.cancel_free),
-    paid ? h("p", {}, say("cancel_policy", { when: when(until, slot.timezone) })) : null,
-    h(
-      "p",
-      { className: "buttons" },
-      button(words.cancel_no, () => dialog.close()),
-      button(words.cancel_yes, () => { dialog.close(); guarded(cancel); }, "danger"),
-    ),
-  );
-  document.body.append(dialog);
-  dialog.showModal();
+  const told = [h("p", {}, words.cancel_free), paid ? h("p", {}, say("cancel_policy", { when: when(until, slot.timezone) })) : null];
+  ask(words.cancel_title, told, words.cancel_no, (close) => button(words.cancel_yes, () => { close(); guarded(cancel); }, "danger"));
 }
 
 async function cancel() {
@@ -168,7 +168,7 @@ function byPerson(free) {
     "details",
     { open: number === 0 },
     h("summary", {}, people.size > 1 || !mine ? say("with", { name: each[0].resource.name }) : words.free_times),
-    h("ul", { className: "times" }, each.map((to) => h("li", {}, button(clock(to.starts_at, to.timezone), () => guarded(() => move(to)))))),
+    h("ul", { className: "times" }, each.map((to) => h("li", {}, button(clock(to.starts_at, to.timezone), () => askToMove(to))))),
   ));
 }
 
@@ -184,6 +184,15 @@ async function nextFree(day, times, from) {
   if (!next) return h("p", { className: "quiet" }, words.nothing_at_all);
   const then = dayOf(next.starts_at, next.timezone);
   return button(say("next_free", { day: dayText(next.starts_at, next.timezone) }), () => { day.value = then; guarded(() => showTimes(day, times)); });
+}
+
+function askToMove(to) {
+  const told = facts([
+    [words.fact_what, what(to)],
+    [words.fact_when, when(to.starts_at, to.timezone)],
+    [words.until_now, when(slot.starts_at, slot.timezone)],
+  ]);
+  ask(words.move_title, [told], words.move_no, (close) => button(words.move_yes, () => { close(); guarded(() => move(to)); }, "primary"));
 }
 
 /** One swap: it has its old time or the new one, and the version says which booking was seen. */
@@ -211,7 +220,7 @@ async function refused(error, before) {
   render(say("move_taken", { when: before }), "warn");
   const others = error.problem.alternatives.filter((each) => each.id !== slot.id);
   if (!others.length) return undefined;
-  const choices = others.map((each) => h("li", {}, button(`${when(each.starts_at, each.timezone)} · ${each.resource.name}`, () => guarded(() => move(each)))));
+  const choices = others.map((each) => h("li", {}, button(`${when(each.starts_at, each.timezone)} · ${each.resource.name}`, () => askToMove(each))));
   document.querySelector("#move").replaceChildren(h("div", { className: "panel" }, h("h3", {}, words.instead), h("ul", { className: "choices" }, choices)));
   return undefined;
 }
