@@ -10,6 +10,7 @@ import structlog
 import app.booking
 import app.breaker
 import app.commits
+import app.ending
 import app.engine
 import app.mirror
 import app.pipelines
@@ -44,6 +45,6 @@ def _logs_as_at_the_start() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
     structlog.reset_defaults()
-    for module in (app.booking, app.breaker, app.commits, app.engine, app.mirror, app.pipelines):
+    for module in (app.booking, app.breaker, app.commits, app.ending, app.engine, app.mirror, app.pipelines):
         if hasattr(module, "log"):
             module.log = structlog.get_logger()  # the old one remembers how it was first used
