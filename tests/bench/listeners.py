@@ -2,11 +2,14 @@
 
 python -m tests.bench.listeners <host> <port> <path> <streams>
 
-Says "open" when all of them are, and, when its input ends, how many events came.
+Says "open" when all of them are, and, when its input ends, how many events came, and what share of the machine's
+processors it took to read them.
 """
 
 import asyncio
+import os
 import sys
+import time
 from typing import Any
 
 import uvloop
@@ -51,8 +54,10 @@ async def main(host: str, port: int, path: str, streams: int) -> None:
         listening.append(asyncio.create_task(listen(host, port, request, began, counts)))
         await began.wait()
     print("open", flush=True)
+    began_at, used = time.monotonic(), time.process_time()
     await asyncio.to_thread(sys.stdin.read)
-    print(counts[0], flush=True)
+    share = (time.process_time() - used) / (time.monotonic() - began_at) / (os.cpu_count() or 1)
+    print(counts[0], share, flush=True)
     for task in listening:
         task.cancel()
 

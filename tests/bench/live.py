@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +21,8 @@ from tests.bench.seed import Seeder
 from tests.bench.stack import ROOT, BenchFailed, serving, stores, versions
 
 STREAMS = 500
+#: Events that came, and the share of all processors that the listeners took to read them.
+Heard = tuple[int, float]
 #: Of the bookings without streams, so many must remain.
 BOUND = 0.95
 _KNOWN = {row.name: row for group in GROUPS for row in group.rows if isinstance(row, Row)}
@@ -39,13 +42,17 @@ def measure(home: Path, workers: int, plan: Plan, tell: Callable[[str], None], r
                 (_row("book_hot", 0), _row("book_hot", STREAMS)),
                 (_row("book_spread", 0), _row("book_spread", STREAMS)),
             ]
-            told = sum(_take_in_turns(bench, server.url, seeder, *pair) for pair in pairs)
+            heard = [each for pair in pairs for each in _take_in_turns(bench, server.url, seeder, *pair)]
             bench.books.close()
     rows = [row for pair in pairs for row in pair]
     goals = [Goal(row=with_streams.name, against=without.name, bound=BOUND) for without, with_streams in pairs]
     judged = [judge.verdict(goal, bench.samples[goal.row], bench.samples[goal.against]) for goal in goals]
     title = f"With {STREAMS} live streams of the same venue, and without; {workers} worker{'s' * (workers > 1)}"
-    facts = [judge.fact("events that the streams were told", told, "events")]
+    told = sum(events for events, _ in heard)
+    facts = [
+        judge.fact("events that the streams were told", told, "events"),
+        judge.fact("what the listeners took of all processors", mean(share for _, share in heard), "share"),
+    ]
     result.parts.append(report.part(title, {row.name: row.title for row in rows}, bench.samples, judged, facts))
     result.wrongs.extend(f"live: {wrong}" for wrong in bench.books.wrongs)
     if not told:
@@ -57,8 +64,8 @@ def _row(name: str, streams: int) -> Row:
     return msgspec.structs.replace(row, name=f"{name}_{streams}", title=f"{row.title}, {streams} streams")
 
 
-def _take_in_turns(bench: Bench, url: str, seeder: Seeder, without: Row, with_streams: Row) -> int:
-    told = 0
+def _take_in_turns(bench: Bench, url: str, seeder: Seeder, without: Row, with_streams: Row) -> list[Heard]:
+    heard = []
     bench.warm(without)
     for number in range(bench.plan.rounds):
         for row in (without, with_streams) if number % 2 == 0 else (with_streams, without):
@@ -66,25 +73,26 @@ def _take_in_turns(bench: Bench, url: str, seeder: Seeder, without: Row, with_st
             if row is without:
                 bench.take(row)
             else:
-                with listening(url, f"/v1/live?venue={seeder.slug}") as count:
+                with listening(url, f"/v1/live?venue={seeder.slug}") as said:
                     bench.take(row)
-                told += count()
-    return told
+                heard.append(said())
+    return heard
 
 
 @contextmanager
-def listening(url: str, path: str) -> Iterator[Callable[[], int]]:
-    """Keep the streams open until the context ends; then the function tells how many events came."""
+def listening(url: str, path: str) -> Iterator[Callable[[], Heard]]:
+    """Keep the streams open until the context ends; then the function tells what was heard."""
     where = urlsplit(url)
     command = [sys.executable, "-m", "tests.bench.listeners", str(where.hostname), str(where.port), path, str(STREAMS)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    told = 0
+    said = (0, 0.0)
     try:
         assert process.stdout is not None
         if process.stdout.readline() != "open\n":
             raise BenchFailed("the live streams could not be opened")
-        yield lambda: told
-        told = int(process.communicate(timeout=30)[0] or 0)
+        yield lambda: said
+        events, share = process.communicate(timeout=30)[0].split()
+        said = int(events), float(share)
     finally:
         if process.poll() is None:
             process.kill()
