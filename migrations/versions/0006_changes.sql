@@ -23,15 +23,17 @@ BEGIN
     )
     SELECT array_agg(id) FILTER (WHERE is_occupied), array_agg(id) FILTER (WHERE NOT is_occupied)
     INTO now_occupied, now_free FROM changed WHERE one_at_a_time;
-    IF now_free IS NOT NULL THEN  -- before the others: a booking may move to a time that overlaps its old one
-        DELETE FROM occupied WHERE slot_id = ANY (now_free);
-    END IF;
     IF now_occupied IS NOT NULL THEN
         -- An exclusion constraint writes first and looks afterwards: two who have both written wait for each other, until
         -- the server calls it a deadlock, a second later. So they write one after the other, persons in one order.
         PERFORM pg_advisory_xact_lock(hashtextextended('occupied', resource_no))
         FROM (SELECT DISTINCT s.resource_no FROM slots AS s WHERE s.id = ANY (now_occupied)
               AND NOT EXISTS (SELECT FROM occupied AS o WHERE o.slot_id = s.id) ORDER BY s.resource_no) AS persons;
+    END IF;
+    IF now_free IS NOT NULL THEN  -- first: a booking may move to a time that overlaps its old one
+        DELETE FROM occupied WHERE slot_id = ANY (now_free);
+    END IF;
+    IF now_occupied IS NOT NULL THEN
         INSERT INTO occupied (slot_id, resource_no, during)
         SELECT id, resource_no, tstzrange(starts_at, occupied_until) FROM slots WHERE id = ANY (now_occupied)
         ON CONFLICT (slot_id) DO NOTHING;  -- several bookings share one class

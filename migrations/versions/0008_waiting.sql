@@ -105,19 +105,14 @@ $$;
 
 -- Keep places of a slot, whose row the caller has locked as well as the entry's, for whoever waits. False: at this moment
 -- the person or place is taken for another slot, and it is not worth the failure of what frees the place to wait for that.
+-- For its turn among those who take them for other hours (`take_places`) it waits, since that is over in moments.
 -- The hold is a booking like any other. Its id is random (UUIDv4), as no other is: see `bookings_end_offers`.
-CREATE FUNCTION make_offer(this_entry uuid, this_slot uuid, new_hold uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION make_offer(this_entry uuid, this_slot uuid, new_hold uuid) RETURNS boolean LANGUAGE plpgsql
+SET lock_timeout = '250ms' AS $$
 DECLARE
     clock timestamptz := clock_timestamp();
     entry waiting_entries;
 BEGIN
-    -- The turn of whoever is occupying them (`take_places`) is not waited for either.
-    IF EXISTS (SELECT FROM slots AS s WHERE s.id = this_slot AND s.one_at_a_time
-        AND NOT EXISTS (SELECT FROM occupied AS o WHERE o.slot_id = s.id)
-        AND NOT pg_try_advisory_xact_lock(hashtextextended('occupied', s.resource_no)))
-    THEN
-        RETURN false;
-    END IF;
     UPDATE waiting_entries AS w
     SET status = 'offered', hold_id = new_hold, offered_slot_id = this_slot, offered_at = clock,
         offered_until = (SELECT least(clock + v.waiting_offer_minutes * interval '1 minute', s.closes_at, s.starts_at)
