@@ -64,6 +64,8 @@ PATIENCE_SECONDS = 1.5
 JOIN_SECONDS = 5.0
 #: The reader stays for a while after the last stream left: most of them come back at once.
 IDLE_SECONDS = 40.0
+#: What the reader may need to end when the process stops.
+CLOSE_SECONDS = 12.0
 #: Resources whose venue is remembered.
 MOST_RESOURCES = 50_000
 
@@ -160,7 +162,7 @@ class Hub:
         self._looking_from: Position | None = None
         self._work = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stopped = asyncio.Event()
         #: When slots may be looked up again, and when streams are next told that nothing happened.
         self._look_at = self._comment_at = 0.0
 
@@ -174,7 +176,7 @@ class Hub:
         """
         if self._count >= self._limit:
             raise Overloaded
-        if self._stopping or not self._engine.redis_ok:
+        if self._stopped.is_set() or not self._engine.redis_ok:
             raise LiveUnavailable
         stream = Stream(Channel(venue, resource_id), _since(last_event_id))
         self._count += 1
@@ -212,13 +214,15 @@ class Hub:
 
     def stop_soon(self) -> None:
         """End all streams, and take no more: the process is going to stop. Safe in a signal handler of its loop."""
-        self._stopping = True
+        self._stopped.set()
         self._end_all(b"")
 
     async def close(self) -> None:
         self.stop_soon()
-        if self._running is not None:
-            await end([self._running])
+        if (reader := self._running) is not None:
+            # Told, not cancelled: that would also cut short how it ends its own tasks.
+            await asyncio.wait([reader], timeout=CLOSE_SECONDS)
+            await end([reader])
 
     # -- the reader ---------------------------------------------------------------------------------------------------
 
@@ -228,8 +232,9 @@ class Hub:
         tasks: list[asyncio.Task[None]] = []
         try:
             await feed.begin()
-            # The first of the three to end ends the others.
-            tasks = [asyncio.create_task(work) for work in (self._follow(feed), self._serve(feed), self._redis_gone())]
+            # The first of them to end ends the others.
+            works = (self._follow(feed), self._serve(feed), self._redis_gone(), self._until_stopped())
+            tasks = [asyncio.create_task(work) for work in works]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -259,6 +264,9 @@ class Hub:
     async def _redis_gone(self) -> None:
         await self._engine.holds.breaker.opened.wait()
         raise RedisAway("the breaker opened")
+
+    async def _until_stopped(self) -> None:
+        await self._stopped.wait()
 
     async def _follow(self, feed: Feed) -> None:
         """Note what the feed says, for as long as it speaks."""
@@ -333,7 +341,7 @@ class Hub:
         """
         joined, self._joining = self._joining, []
         try:
-            if self._stopping:
+            if self._stopped.is_set():
                 raise LiveUnavailable
             for venue in {stream.channel.venue for stream in joined} - {channel.venue for channel in self._channels}:
                 await self._watch(venue)

@@ -157,7 +157,7 @@ class Mirror:
             known = await self.ledger.counts_around(slot_id, [])
         for each in known:
             await self.holds.sync_first(each)
-        if self._facts.asking(slot_id) > counts.available_count:
+        if self._facts.asking(slot_id) > max(1, counts.available_count) and not self.holds.breaker.is_open:
             # Some of this crowd will be refused: what is near is looked up while Redis tells whom, and not after it.
             self._neighbours.prepare(slot_id, lambda: self._look_around(facts))
         return facts

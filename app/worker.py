@@ -77,8 +77,7 @@ async def _until(stop: asyncio.Event, running: Engine, waiting: procrastinate.Ap
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         worker.stop()  # not cancelled: while it starts, that could be lost (see `end`), and later it cuts jobs short
-        await end((*loops, stopping))
-        await asyncio.wait({working}, timeout=GRACE_SECONDS + CLOSE_SECONDS)
+        await asyncio.gather(end((*loops, stopping)), asyncio.wait({working}, timeout=GRACE_SECONDS + CLOSE_SECONDS))
         await end((working,))
-    if not stop.is_set() and working.done() and (error := working.exception()):
+    if not stop.is_set() and (error := working.exception()):
         raise error

@@ -1,6 +1,7 @@
 """The commands as processes: how fast they start, how the service starts and stops, and the whole demo."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import httpx
 import psycopg
 import pytest
 
+from app.cli import workers
 from app.cli.sockets import for_workers, listen, one_more, url_of
 from tests.redis_servers import RedisServer
 from tests.service import (
@@ -166,32 +168,89 @@ main()
 """
 
 
-def test_a_worker_that_hangs_is_replaced_and_tells_where(settings):
+def test_a_worker_that_hangs_is_replaced(settings):
     """With a socket of its own it would keep its share of the customers waiting for ever."""
     port = free_port()
     environ = {**os.environ, **settings, "HOLDFAST_PORT": str(port), "HOLDFAST_HOST": "127.0.0.1"}
     command = [sys.executable, "-c", HURRIED, "serve", "--workers", "2"]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.NamedTemporaryFile("w+") as log:
         parent = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             eventually(lambda: listening(port) == 2, "both workers to listen", seconds=START_SECONDS)
-            stuck = children(parent.pid)[0]
+            time.sleep(1)  # by now both have shown a sign of life
+            stuck, other = children(parent.pid)
             os.kill(stuck, signal.SIGSTOP)
-            eventually(lambda: gone([stuck]), "the worker that hangs to be ended")
-            eventually(lambda: listening(port) == 2, "another one to listen")
+            # Not only dead but waited for: it has no sockets any more.
+            eventually(lambda: stuck not in children(parent.pid), "the worker that hangs to be ended")
+            eventually(lambda: listening(port) == 2, "another one to listen", seconds=START_SECONDS)
             for _ in range(20):
                 assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
-            asked = children(parent.pid)[0]
-            os.kill(asked, signal.SIGABRT)  # as the parent does at first, which one that is stopped cannot answer
-            eventually(lambda: gone([asked]), "the worker to end")
+            os.kill(other, signal.SIGUSR2)  # as the parent asks at first, which one that is stopped cannot answer
+            eventually(lambda: "most recent call first" in Path(log.name).read_text(), "the worker to tell where it is")
         finally:
             parent.terminate()
             parent.wait(timeout=START_SECONDS)
-        log.seek(0)
-        told = log.read()
-    assert told.count("hangs") == 1
+        told = Path(log.name).read_text()
     assert f"HTTP worker {stuck} hangs: ending it" in told
-    assert "Fatal Python error: Aborted" in told
+
+
+#: A program that hangs, after a first sign of life or before it.
+HANGS = """
+import faulthandler, os, signal, sys, time
+faulthandler.register(signal.SIGUSR2, all_threads=True)
+if sys.argv[2] == "alive":
+    os.write(int(sys.argv[1]), b".")
+def stuck():
+    time.sleep(600)
+stuck()
+"""
+
+
+@pytest.mark.parametrize(("begins", "bound"), [("alive", "SILENT_SECONDS"), ("never", "READY_SECONDS")])
+def test_what_hangs_tells_where_and_is_killed(tmp_path, monkeypatch, capfd, begins, bound):
+    """Also one that never came to life, for which its parent is more patient."""
+    (tmp_path / "hangs.py").write_text(HANGS)
+    for name in ("SILENT_SECONDS", "READY_SECONDS"):
+        monkeypatch.setattr(workers, name, 5.0 if name == bound else 1e6)
+    pipe, keeps_it = os.pipe()
+    program = workers.Program("Program", "hangs", (workers.PULSE, begins), environ={"PYTHONPATH": str(tmp_path)})
+    with (tmp_path / "log").open("wb") as output:
+        child = workers.Child(program, pipe, output)
+    try:
+
+        def has_ended() -> bool:
+            child.end_if_it_hangs()
+            return child.has_ended()
+
+        eventually(has_ended, "it to be killed", seconds=START_SECONDS)
+    finally:
+        child.process.kill()
+        child.process.wait()
+        child.forget()
+        os.close(pipe)
+        os.close(keeps_it)
+    assert child.process.returncode == -signal.SIGKILL
+    assert "in stuck" in (tmp_path / "log").read_text()
+    assert capfd.readouterr().err == f"Program {child.process.pid} hangs: ending it\n"
+
+
+def test_without_room_for_another_process_the_others_go_on(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(workers, "REPLACE_SECONDS", 0.0)
+    pipe, keeps_it = os.pipe()
+    dead = workers.Child(workers.Program("Program", "this", ()), pipe, None)
+    dead.process.wait()
+
+    def no_room(_: workers.Program) -> workers.Child:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    assert workers._replace(dead, no_room, []) is dead
+    assert "Program cannot be started now: Resource temporarily unavailable\n" in capfd.readouterr().err
+    another = workers._replace(dead, lambda program: workers.Child(program, pipe, None), [])
+    assert another is not dead
+    another.process.wait()
+    another.forget()
+    os.close(pipe)
+    os.close(keeps_it)
 
 
 def listening(port: int) -> int:

@@ -84,5 +84,6 @@ async def test_what_tasks_raise_at_their_end_is_nobodys():
     await end([failed, ended])
     await end([])
     del failed
+    await a_turn_of_the_loop()  # in which the task is looked at
     gc.collect()
     assert reported == []

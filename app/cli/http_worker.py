@@ -23,7 +23,7 @@ TICKS_PER_PULSE = 10
 def main() -> None:
     listener, pipe, pulse, grace_seconds = (int(argument) for argument in sys.argv[1:])
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
-    faulthandler.enable()  # if we hang, the parent asks where
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # if we hang, the parent asks where
     import uvicorn
 
     from app.cli.sockets import BACKLOG, one_more

@@ -41,11 +41,12 @@ def for_workers(listener: socket.socket, count: int) -> socket.socket:
     if count == 1 or sys.platform != "linux":  # elsewhere one of several sockets would get all connections
         return listener
     address = listener.getsockname()
-    listener.close()
     try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # so that the address is never free in between
         kept = _bound(listener, address)
     except OSError as error:
         raise Failed(f"Cannot listen on {address[0]}:{address[1]}: {os.strerror(error.errno or 0)}") from error
+    listener.close()
     # Before any worker listens, somebody else who asks for the address must be refused as well.
     kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return kept

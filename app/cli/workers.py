@@ -7,6 +7,7 @@ another pipe as long as it turns.
 """
 
 import http.client
+import math
 import os
 import shutil
 import signal
@@ -35,8 +36,9 @@ REPLACE_SECONDS = 1.0
 READY_SECONDS = 120.0
 #: What a stopping worker may need on top of its grace: work after replies, closing the pools.
 CLOSE_SECONDS = 8.0
-#: A worker whose event loop has not turned for so long hangs: it is asked where, and killed a little later.
-SILENT_SECONDS = 30.0
+#: An HTTP worker whose event loop has not turned for so long hangs: it is asked where, and killed a little later. It
+#: turns ten times a second; what a machine that is far too busy does to it, it does to the parent that counts, too.
+SILENT_SECONDS = 15.0
 TELL_SECONDS = 2.0
 
 
@@ -73,54 +75,59 @@ class Program(msgspec.Struct, frozen=True):
 
 #: Stands for the number of the pipe that ends with the parent.
 PIPE = "{pipe}"
-#: Stands for the number of the pipe that the program writes to again and again, from its first time on.
+#: Stands for the number of the pipe that the program writes to every second, as soon as it has started.
 PULSE = "{pulse}"
 
 
 class Child:
-    """A program's process, and how long it has shown no sign of life."""
+    """A program's process, and for how long it has shown no sign of life."""
 
     def __init__(self, program: Program, pipe: int, output: IO[bytes] | None) -> None:
-        """Start it in a group of its own: Ctrl-C in a terminal reaches the parent alone, which then asks it once."""
+        """Start it in a group of its own: Ctrl-C in a terminal reaches the parent alone, which then asks it once.
+
+        Raises:
+            OSError: this machine has no room for it.
+        """
         self.program = program
-        self._pulse, pulse = os.pipe()
-        # Neither side ever waits for the other.
-        os.set_blocking(self._pulse, False)
-        os.set_blocking(pulse, False)
-        numbers = {PIPE: str(pipe), PULSE: str(pulse)}
-        self.process: Worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", program.module, *(numbers.get(each, each) for each in program.arguments)],
-            env={**os.environ, **program.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(*program.fds, pipe, pulse),
-            process_group=0,
-        )
-        os.close(pulse)
-        self._silent_seconds: float | None = None
+        self._reader, writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(writer, False)  # a parent that does not look stops nobody
+        numbers = {PIPE: str(pipe), PULSE: str(writer)}
+        try:
+            self.process: Worker = subprocess.Popen(
+                [sys.executable, "-P", "-m", program.module, *(numbers.get(each, each) for each in program.arguments)],
+                env={**os.environ, **program.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(*program.fds, pipe, writer),
+                process_group=0,
+            )
+        except OSError:
+            os.close(self._reader)
+            raise
+        finally:
+            os.close(writer)
+        self._silent_seconds = 0.0
+        self._patience_seconds = READY_SECONDS if PULSE in program.arguments else math.inf
 
     def has_ended(self) -> bool:
         return self.process.poll() is not None
 
     def end_if_it_hangs(self) -> None:
         """Look for a sign of life. Silence is counted in looks: a machine that slept let nobody look either."""
-        try:
-            if os.read(self._pulse, 4096):
-                self._silent_seconds = 0.0
-        except BlockingIOError:
-            pass
-        if self._silent_seconds is None:
-            return  # it starts, or is a program that shows none
+        with suppress(BlockingIOError):
+            if os.read(self._reader, 4096):
+                self._silent_seconds, self._patience_seconds = 0.0, SILENT_SECONDS
         before, self._silent_seconds = self._silent_seconds, self._silent_seconds + TICK_SECONDS
-        if before < SILENT_SECONDS <= self._silent_seconds:
+        if before < self._patience_seconds <= self._silent_seconds:
             print(f"{self.program.name} {self.process.pid} hangs: ending it", file=sys.stderr)
-            self.process.send_signal(signal.SIGABRT)  # it writes down where
-        if self._silent_seconds >= SILENT_SECONDS + TELL_SECONDS:
+            self.process.send_signal(signal.SIGUSR2)  # it writes down where
+        if self._silent_seconds >= self._patience_seconds + TELL_SECONDS:
             self.process.kill()
 
     def forget(self) -> None:
-        os.close(self._pulse)
+        os.close(self._reader)
 
 
 def supervise(
@@ -147,8 +154,11 @@ def supervise(
     arguments = (str(listener.fileno()), PIPE, PULSE, str(grace_seconds))
     http_worker = Program("HTTP worker", "app.cli.http_worker", arguments, fds=(listener.fileno(),))
 
+    def start(program: Program) -> Child:
+        return Child(program, reader, output)
+
     with _told_by(asked):
-        children = [Child(program, reader, output) for program in (*beside, *[http_worker] * count)]
+        children = [start(program) for program in (*beside, *[http_worker] * count)]
         try:
             if _become_ready(listener, children, asked, log):
                 ready()
@@ -156,9 +166,8 @@ def supervise(
                 time.sleep(TICK_SECONDS)
                 for number, child in enumerate(children):
                     child.end_if_it_hangs()
-                    if child.has_ended() and _may_be_replaced(child, asked):
-                        children[number] = Child(child.program, reader, output)
-                        child.forget()
+                    if child.has_ended():
+                        children[number] = _replace(child, start, asked)
         finally:
             listener.close()
             _stop([child.process for child in children], asked, grace_seconds + CLOSE_SECONDS)
@@ -215,16 +224,24 @@ def _answers(address: str) -> bool:
         connection.close()
 
 
-def _may_be_replaced(dead: Child, asked: list[int]) -> bool:
-    """Wait a little, and tell whether nobody has asked us to stop meanwhile."""
-    pid, code = dead.process.pid, dead.process.returncode
-    print(f"{dead.program.name} {pid} ended with {code}: starting another one", file=sys.stderr)
+def _replace(dead: Child, start: Callable[[Program], Child], asked: list[int]) -> Child:
+    """Start another one, unless we are asked to stop meanwhile. Where there is no room for it, the others go on."""
+    name, pid = dead.program.name, dead.process.pid
+    print(f"{name} {pid} ended with {dead.process.returncode}: starting another one", file=sys.stderr)
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(pid)  # type: ignore[no-untyped-call]  # or its gauges would be told for ever
     time.sleep(REPLACE_SECONDS)
-    return not asked
+    if asked:
+        return dead
+    try:
+        another = start(dead.program)
+    except OSError as error:
+        print(f"{name} cannot be started now: {error.strerror}", file=sys.stderr)
+        return dead
+    dead.forget()
+    return another
 
 
 def _stop(workers: Sequence[Worker], asked: list[int], seconds: float) -> None:
