@@ -1,7 +1,8 @@
 """Checkout as customers and Stripe meet it: over HTTP, against two HTTP workers, a job worker and Stripe's simulator.
 
 Every test has slots of its own. After each one the money query is empty, and Stripe's books say the same as ours.
-`test_payments.py` has the orders of events and the moments in between; `test_worker.py` has what dies.
+`test_payments.py` has the orders of events, `test_payment_deadlines.py` and `test_refunds.py` have the moments in
+between; `test_worker.py` has what dies.
 """
 
 import asyncio

@@ -1,29 +1,37 @@
 """The use cases of paying inside the test's own process, on real stores and with the Stripe simulator.
 
-Nothing runs in the background: a test says when an event comes, when Stripe is asked, and what happens in between.
+Nothing runs in the background: a test says when an event comes, when Stripe is asked, and what happens in between. The
+fixtures are imported by name.
 """
 
+import asyncio
+import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 
-from app import checkout, settlement
+from app import booking, checkout, settlement
 from app.booking import BookingRequest
 from app.checkout import Started, Way
 from app.domain import Booking, Caller, Customer
-from app.engine import Engine
-from tests.service import OPERATOR_KEY, SECRET
-from tests.shop import PRICE, event_of
-from tests.stripe_simulator import KEY, WEBHOOK_SECRET, Simulator
+from app.engine import Engine, running
+from app.settings import from_env
+from tests.redis_servers import RedisServer
+from tests.service import OPERATOR_KEY, SECRET, Postgres
+from tests.shop import PRICE, assert_money_adds_up, event_of
+from tests.stripe_simulator import KEY, WEBHOOK_SECRET, Simulator, running_simulator
 
 ADA = Customer("Ada Lovelace", "ada@example.com", None)
 NOWHERE = Way(None, None)
 CUSTOMER, OPERATOR = Caller("customer", None), Caller("operator", None)
+CONFIRMED = (["confirmed"], [("paid", "none")])
 
 
 def environ(database_url: str, redis_url: str, stripe: Simulator) -> dict[str, str]:
@@ -159,6 +167,84 @@ class Till:
         books = self.stripe.ledger()
         [intent] = [session["payment_intent"] for session in books["sessions"] if session["id"] == session_id]
         return [refund["amount"] for refund in books["refunds"] if refund["payment_intent"] == intent]
+
+
+# -- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stripe() -> Iterator[Simulator]:
+    with running_simulator(None) as simulator:
+        yield simulator
+
+
+@asynccontextmanager
+async def opened(database_url: str, redis: RedisServer, stripe: Simulator) -> AsyncIterator[Till]:
+    async with running(from_env(environ(database_url, redis.url, stripe))) as engine:
+        yield Till(engine, stripe, database_url)
+
+
+@pytest.fixture(scope="module")
+async def one_till(postgres: Postgres, bundled_redis_server: RedisServer, stripe: Simulator) -> AsyncIterator[Till]:
+    async with opened(postgres.fresh(), bundled_redis_server, stripe) as till:
+        yield till
+
+
+@pytest.fixture
+def till(one_till: Till) -> Iterator[Till]:
+    yield one_till
+    one_till.stripe.no_faults()
+    one_till.stripe.clock(0)
+    assert_money_adds_up(one_till.query, one_till.stripe)
+    assert one_till.query("SELECT id FROM slots WHERE available_count < 0") == []
+
+
+# -- what is done at a till -------------------------------------------------------------------------------------------
+
+
+async def paid(till: Till, slot_id: UUID, quantity: int = 1) -> Started:
+    """Check out and pay; Stripe's news of it come when the test says so."""
+    started = await till.check_out(slot_id, quantity)
+    till.stripe.pay(started.session_id or "")
+    return started
+
+
+async def confirmed(till: Till, slot_id: UUID, quantity: int = 1) -> Started:
+    started = await paid(till, slot_id, quantity)
+    assert await till.receive(*till.told(started.session_id or "")) == ["confirmed"]
+    return started
+
+
+async def pending(till: Till, slot_id: UUID, key: str | None = None) -> UUID:
+    """Take places for a payment, and die before Stripe is called; returns the payment's id."""
+    request = BookingRequest(slot_id=slot_id, customer=ADA, key=key)
+    order = await checkout._order(till.engine, request)
+    request = BookingRequest(
+        slot_id=slot_id,
+        customer=ADA,
+        key=key,
+        booking_id=order.booking_id,
+        asked=("checkout", None, None),
+        payment=checkout._new_payment(till.engine, request, order, NOWHERE),
+        ttl_ms=checkout.SESSION_MINUTES * 60_000,
+    )
+    made, _ = await booking.book(till.engine, request, caller=CUSTOMER)
+    [(payment_id,)] = till.query("SELECT id FROM payments WHERE booking_id = %s", made.id)
+    assert isinstance(payment_id, UUID)
+    return payment_id
+
+
+def older_order(till: Till, slot_id: UUID | str, quantity: int = 1, **fields: Any) -> str:
+    """Have an older system sell places: its sessions say no slots_reserved (S0-8)."""
+    metadata = {"slot_id": str(slot_id), "quantity": str(quantity)}
+    session_id = till.stripe.older_session(metadata=metadata, amount_total=PRICE * quantity, **fields)["id"]
+    till.stripe.pay(session_id, name="Grace Hopper", email="grace@example.com")
+    return str(session_id)
+
+
+async def try_to_pay(till: Till, session_id: str) -> None:
+    with contextlib.suppress(AssertionError):  # the page says that it is too late
+        await asyncio.to_thread(till.stripe.pay, session_id)
 
 
 def several_times(events: Sequence[Mapping[str, Any]], rng: random.Random) -> list[Mapping[str, Any]]:
