@@ -187,6 +187,23 @@ def _answers(url: str, process: subprocess.Popen[bytes], log: Any) -> bool:
     return False
 
 
+# -- whoever looks at it ----------------------------------------------------------------------------------------------
+
+
+def see(url: str, **options: Any) -> httpx.Response:
+    """Look at a page or an address, as another program."""
+    return httpx.get(url, timeout=CLIENT_SECONDS, verify=False, **options)  # noqa: S501 not https, and faster so
+
+
+def refused_control(simulator: Simulator, path: str, body: Any) -> int:
+    headers = {"Authorization": f"Bearer {simulator.key}"}
+    return httpx.post(f"{simulator.url}/_control/{path}", json=body, headers=headers).status_code
+
+
+def of_session(simulator: Simulator, session_id: str, kind: str) -> list[dict[str, Any]]:
+    return [event for event in simulator.events(kind) if event["object"]["id"] == session_id]
+
+
 # -- whoever gets the webhooks ----------------------------------------------------------------------------------------
 
 
