@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +13,16 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from app import engine
 from app.api import live as api
-from app.feed import KEY, MOST_ENTRIES
-from app.live import MOST_AT_ONCE, MOST_BEHIND, Channel, Stream
+from app.feed import KEY, MOST_ENTRIES, Feed
+from app.live import MOST_AT_ONCE, MOST_BEHIND, Channel, Hub, Stream
+from app.settings import Settings
 from tests.redis_servers import RedisServer, running_redis
 from tests.service import (
     CUSTOMER,
+    OPERATOR_KEY,
+    SECRET,
     Service,
     all_at_once,
     booking_body,
@@ -532,6 +536,38 @@ async def test_a_stop_ends_open_streams_cleanly_and_at_once(postgres, bundled_re
                     await each.until(each.ended.is_set, "the stream to end")  # whole: else reading had raised
                 assert await asyncio.to_thread(service.process.wait, SECONDS) == 0
                 assert time.monotonic() - began < SECONDS / 2 + 5
+
+
+async def test_a_reader_that_forgets_a_cancellation_ends_with_its_hub(with_redis, monkeypatch):
+    """As Python 3.11 may make it: see `app.ending`."""
+    ended, close = [], Feed.close
+
+    async def deaf(self: Hub, feed: Feed) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("reader")
+
+    async def closed(self: Feed) -> None:
+        ended.append("feed")
+        await close(self)
+
+    monkeypatch.setattr(Hub, "_follow", deaf)
+    monkeypatch.setattr(Feed, "close", closed)
+    settings = Settings(
+        redis_url=with_redis.redis.url,
+        database_url=with_redis.database_url,
+        operator_key=OPERATOR_KEY,
+        secrets=(SECRET,),
+    )
+    async with engine.running(settings) as running:
+        hub = Hub(running, lambda slot, room: b"")
+        await hub.join("nowhere", None, None)
+        async with asyncio.timeout(30):
+            await hub.close()
+        assert ended == ["reader", "feed"]
 
 
 async def test_a_client_that_reads_too_slowly_is_cut_off():
