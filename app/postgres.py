@@ -173,9 +173,10 @@ async def within(reply: asyncio.Future[T], seconds: float) -> T:
 
     A reply that comes too late, or whose caller went away, is finished in the background.
     """
+    # Whether or not somebody is still there to be told of it: else asyncio would report an error that nobody asked for.
+    reply.add_done_callback(lambda future: future.cancelled() or future.exception())
     done, _ = await asyncio.wait({reply}, timeout=seconds)
     if not done:
-        reply.add_done_callback(lambda future: future.cancelled() or future.exception())
         raise TimeoutError("no answer from Postgres")
     return reply.result()
 

@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
@@ -335,3 +336,24 @@ async def test_old_answers_are_forgotten_piece_by_piece(url: str, sql: Connectio
         await ledger.forget_old_answers()
     [(kept,)] = sql.execute("SELECT count(*) FROM answers").fetchall()
     assert 55 <= kept <= 60  # those of the last minute; it has gone on meanwhile
+
+
+async def test_a_statement_that_fails_after_its_caller_went_away_is_nobodys_error(url, sql):
+    """Else asyncio would report an error of which nobody asked, and fail this test."""
+    running = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep%'"
+    async with opened(url) as ledger:
+        asking = asyncio.create_task(ledger.postgres.rows("SELECT pg_sleep(60)", ()))
+        await asyncio.to_thread(eventually, lambda: bool(sql.execute(f"SELECT {running}").fetchall()), "it to run")
+        asking.cancel()
+        await asyncio.wait([asking])
+        sql.execute(f"SELECT pg_terminate_backend(pid) {running}")
+        pool = ledger.pool
+
+        def is_back() -> bool:
+            stats = pool.get_stats()
+            return stats["pool_available"] == stats["pool_size"]
+
+        await asyncio.to_thread(eventually, is_back, "the connection to be given back")
+        del asking
+        gc.collect()
+    assert (await asyncio.to_thread(sql.execute, f"SELECT {running}")).fetchall() == []
