@@ -86,6 +86,14 @@ def test_a_race_against_what_is_no_address(holdfast, url):
     assert answer.err.startswith("API_URL")
 
 
+def test_a_race_where_no_demo_runs_says_so(holdfast, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    monkeypatch.delenv("HOLDFAST_OPERATOR_KEY", raising=False)
+    answer = holdfast("race")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert f"No demo runs in {tmp_path}" in answer.err
+
+
 def test_a_race_against_nobody_or_without_the_key(service, holdfast):
     away = holdfast("race", "--url", "http://127.0.0.1:1", "--operator-key", OPERATOR_KEY)
     assert (away.code, away.out, away.err.count("\n")) == (5, "", 1)

@@ -101,13 +101,16 @@ def cancel(booking_id: UUID, yes: bool, as_json: bool) -> None:
     from app import booking as use_cases
     from app.cli.stores import operator, with_engine
 
-    async def change(engine: "Engine") -> Shown:
+    async def change(engine: "Engine") -> tuple[bool, Shown]:
         booking, slot = await _read(engine, booking_id)
-        confirm(f"Cancel {booking.quantity} of {_name(booking)}, {_what(slot)}?", yes)
-        return await use_cases.cancel(engine, booking_id, None, caller=operator()), slot
+        is_over = booking.status == "cancelled"
+        if not is_over:
+            confirm(f"Cancel {booking.quantity} of {_name(booking)}, {_what(slot)}?", yes)
+        return is_over, (await use_cases.cancel(engine, booking_id, None, caller=operator()), slot)
 
-    shown = with_engine(change)
-    say(f"Cancelled; {shown[0].available_count} places of the slot are free of bookings now")
+    was_over, shown = with_engine(change)
+    booked = f"Cancelled; {shown[0].available_count} of the slot's {shown[1].capacity} places are not booked now"
+    say("It was cancelled before; nothing changed" if was_over else booked)
     _print_one(shown, None, as_json=as_json)
 
 

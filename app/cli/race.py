@@ -14,7 +14,7 @@ import msgspec
 import rich_click as click
 
 from app.cli.failing import DONE, FAILED, NOT_FOUND, USAGE, Failed
-from app.cli.home import Api, find_api
+from app.cli.home import Api, find_api, home_dir, read_run
 from app.cli.show import emit, facts, out
 from app.domain import RACE_VENUE
 
@@ -85,9 +85,8 @@ def race(
     """
     api = find_api(url, operator_key)
     if not api.operator_key and slot_id is None:
-        raise Failed(
-            "Making slots needs the operator key (--operator-key, HOLDFAST_OPERATOR_KEY); or give --slot", USAGE
-        )
+        wanted = "Making slots needs the operator key (--operator-key, HOLDFAST_OPERATOR_KEY); or give --slot"
+        raise Failed(wanted if read_run(home_dir()) else f"{wanted}. No demo runs in {home_dir()}", USAGE)
     buyers = requests or _number("CONCURRENT_REQUESTS", 10)
     count = iterations or _number("TEST_ITERATIONS", 1)
     rounds = asyncio.run(_race(api, buyers, count, capacity, slot_id))
