@@ -153,6 +153,7 @@ def test_booking_with_links_and_a_form_alone(shop: Shop, windows: Windows) -> No
     [(booking_id, name, quantity)] = booked(shop.service, slot)
     assert (name, quantity) == (EVIL, 1)
     expect(page.get_by_text(str(booking_id))).to_be_visible()
+    expect(page.get_by_text("To move or cancel it there, your browser needs JavaScript.")).to_be_visible()
     assert_slot_holds(shop.service, slot["id"], 1, 1)
     assert page.context.cookies() == []
 
@@ -498,11 +499,14 @@ def test_a_customer_moves_and_cancels(shop: Shop, windows: Windows) -> None:
     page.get_by_role("button", name="Cancel the booking").click()
     page.get_by_role("button", name="Keep it").click()
     page.get_by_role("button", name="Cancel the booking").click()
+    expect(page.get_by_role("dialog")).to_contain_text(at(after))
     region = page.get_by_role("status").element_handle()
     page.get_by_role("button", name="Yes, cancel it").click()
     expect(page.get_by_role("status")).to_have_text("The booking is cancelled.")
     assert region.text_content() == "The booking is cancelled."  # it was there before, or no screen reader told it
     expect(page.get_by_role("heading", name="Your booking")).to_be_focused()
+    expect(page.get_by_text("to be paid there")).to_have_count(0)
+    expect(page.get_by_role("link", name="Book something else")).to_have_attribute("href", f"/book/{after['venue']}")
     expect(page.get_by_role("button", name="Move to another time")).to_have_count(0)
     assert shop.available(after["id"]) == (1, 1)
 

@@ -152,6 +152,14 @@ def test_no_such_venue(operator: httpx.Client, windows: Windows, embed: Embed) -
     expect(page.get_by_role("alert").filter(has_text="no such place")).to_be_visible()
 
 
+def test_whoever_forgets_the_venue_is_told(windows: Windows, embed: Embed) -> None:
+    window = windows()
+    window.expects("the attribute venue is missing")
+    expect(embed(window, "").locator("holdfast-booking")).to_have_text(
+        "holdfast-booking: the attribute venue is missing"
+    )
+
+
 def test_a_clock_that_is_ahead_hides_no_free_day(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
     slot, *_ = make_tour(operator)
     window = windows()

@@ -57,15 +57,18 @@ function render(said, kind) {
         booking.status === "confirmed" ? button(words.add_to_calendar, () => guarded(download)) : null,
         live ? button(words.cancel, askToCancel, "danger") : null,
         live ? button(words.move, (event) => guarded(() => openMove(event.target)), "primary") : null,
+        isOver() ? h("a", { className: "button primary", href: `/book/${slot.venue}` }, words.another) : null,
       ),
       h("div", { id: "move" }),
     ),
   );
 }
 
+const isOver = () => ["cancelled", "expired"].includes(booking.status);
+
 function price() {
   if (booking.payment) return booking.payment.status === "paid" ? say("paid", { money: money(booking.payment.amount) }) : "";
-  if (!slot.price?.amount) return "";
+  if (!slot.price?.amount || isOver()) return ""; // who cancelled owes nothing
   return say("to_pay", { money: money({ ...slot.price, amount: slot.price.amount * booking.quantity }) });
 }
 
@@ -112,7 +115,8 @@ function ask(title, told, no, yes) {
 function askToCancel() {
   const until = new Date(new Date(slot.starts_at).getTime() - venue.refund_hours * 3_600_000);
   const paid = booking.payment?.status === "paid";
-  const told = [h("p", {}, words.cancel_free), paid ? h("p", {}, say("cancel_policy", { when: when(until, slot.timezone) })) : null];
+  const which = facts([[words.fact_what, what(slot)], [words.fact_when, when(slot.starts_at, slot.timezone)]]);
+  const told = [which, h("p", {}, words.cancel_free), paid ? h("p", {}, say("cancel_policy", { when: when(until, slot.timezone) })) : null];
   ask(words.cancel_title, told, words.cancel_no, (close) => button(words.cancel_yes, () => { close(); guarded(cancel); }, "danger"));
 }
 

@@ -66,6 +66,12 @@ export class HoldfastBooking extends HTMLElement {
 
   #build(t, locale) {
     this.#end();
+    if (!this.getAttribute("venue")) {
+      const missing = "holdfast-booking: the attribute venue is missing"; // for whoever makes the page, not its visitors
+      console.error(missing);
+      this.#root.replaceChildren(missing);
+      return;
+    }
     const asButton = this.getAttribute("mode") === "button";
     const frame = h("div", { class: "frame", part: "frame", lang: locale });
     this.#visit = new Visit(frame, {
