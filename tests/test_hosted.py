@@ -524,6 +524,22 @@ def assert_slot_holds_moved(shop: Shop, before: dict[str, Any], after: dict[str,
     )
 
 
+def test_what_only_the_booking_itself_is_in_the_way_of_is_offered(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service)
+    before = here.slots["Ben"][0]
+    with factories.client(shop.service, operator=True) as operator:
+        of = {"id": before["resource"]["id"], "venue": here.slug}
+        after = factories.slot(operator, of, hours=0.5, service_id=here.haircut)
+    made, url = managed(here, before)
+    page = windows(size=PHONE).page(url)
+    page.get_by_role("button", name="Move to another time").click()
+    page.get_by_role("button", name=at(after)).first.click()
+    confirm_move(page)
+    assert shop.booking(made["id"])["slot_id"] == after["id"]
+    both = (after["id"], before["id"])  # the old time, too, is in the way of the new one
+    eventually(lambda: [shop.available(each) for each in both] == [(0, 0), (1, 0)], "both stores to agree")
+
+
 def test_a_move_that_loses_keeps_the_old_time_and_offers_others(shop: Shop, windows: Windows) -> None:
     here = salon(shop.service)
     before, wanted = here.slots["Ben"][0], here.slots["Ben"][1]

@@ -204,6 +204,21 @@ def test_a_tour_is_one_entry_with_all_who_come(salon: Salon, window: Window) -> 
     expect(sheet(page).get_by_text("Confirmed")).to_be_visible()
 
 
+def test_who_still_pays_for_a_tour_has_not_booked_it(salon: Salon, window: Window) -> None:
+    tour = factories.resource(salon.operator, salon.venue, name="City walk")
+    slot = factories.slot(salon.operator, tour, capacity=10, starts_at=at(10).isoformat(), ends_at=at(12).isoformat())
+    factories.booking(salon.operator, slot["id"], 2)
+    salon.service.query(
+        "INSERT INTO bookings (id, venue_id, slot_id, exclusive, quantity, status, customer_name, customer_email,"
+        " available_after, expires_at) SELECT gen_random_uuid(), venue_id, id, false, 3, 'pending_payment', 'Grace',"
+        " 'grace@example.com', 5, now() + interval '1 hour' FROM slots WHERE id = %s RETURNING 1",
+        slot["id"],
+    )
+    page = open_calendar(window, salon)
+    entry(page, "2 of 10 booked, 3 not paid yet").click()
+    expect(sheet(page).get_by_role("listitem").filter(has_text="3 places, not paid yet")).to_have_count(1)
+
+
 # -- what is done -----------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +261,10 @@ def test_a_booking_is_dragged_to_another_person_and_time(salon: Salon, window: W
     expect(page.get_by_text("was moved to 13:00")).to_be_visible()
     assert salon.slot_of(booked) == salon.slots[salon.ben, 13]
     expect(entry(page, re.compile("13:00.*Ada"))).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("was moved to 10:00")).to_be_visible()
+    assert salon.slot_of(booked) == salon.slots[salon.anna, 10]
+    expect(entry(page, re.compile("10:00.*Ada"))).to_be_visible()
 
 
 def test_where_there_is_no_such_time_it_snaps_back(salon: Salon, window: Window) -> None:

@@ -121,8 +121,9 @@ async function dropped({ event, delta, newResource, revert }) {
       back(`${entry.service?.name ?? entry.resource.name} cannot begin at ${time(wanted, page.zone)} there.`, nearest(slots, wanted, entry));
       return;
     }
-    await move(entry, slot.id);
-    toast(`${entry.customer} was moved to ${time(slot.starts_at, page.zone)}, and is told by e-mail.`);
+    const moved = await move(entry, slot.id);
+    const undo = () => moveTo({ starts_at: entry.starts_at, id: entry.slot_id }, { ...entry, version: moved.version });
+    toast(`${entry.customer} was moved to ${time(slot.starts_at, page.zone)}, and is told by e-mail.`, { actions: [["Undo", undo]] });
   } catch (error) {
     back(error.message, (error.problem?.alternatives ?? []).slice(0, 3).map((slot) => offer(slot, entry)));
   }
@@ -137,15 +138,17 @@ function nearest(slots, wanted, entry) {
 
 function offer(slot, entry) {
   const name = `${time(slot.starts_at, page.zone)} ${slot.resource.id === entry.resource.id ? "" : slot.resource.name}`.trim();
-  return [name, async () => {
-    try {
-      await move(entry, slot.id);
-      toast(`${entry.customer} was moved to ${time(slot.starts_at, page.zone)}, and is told by e-mail.`);
-    } catch (error) {
-      toast(error.message, { bad: true });
-    }
-    soon();
-  }];
+  return [name, () => moveTo(slot, entry)];
+}
+
+async function moveTo(slot, entry) {
+  try {
+    await move(entry, slot.id);
+    toast(`${entry.customer} was moved to ${time(slot.starts_at, page.zone)}, and is told by e-mail.`);
+  } catch (error) {
+    toast(error.message, { bad: true });
+  }
+  soon();
 }
 
 function blockForm(given = {}) {

@@ -2,7 +2,7 @@
 import { call } from "../operator/call.js";
 import { el, facts } from "../operator/dom.js";
 import { moment, span, time } from "./clock.js";
-import { words } from "./entries.js";
+import { isUnpaid, words } from "./entries.js";
 import { moveForm } from "./move.js";
 import { openSheet } from "./sheet.js";
 import { toast } from "./toast.js";
@@ -136,7 +136,7 @@ async function showSlot(sheet, slot, page) {
   const line = (member) => el(
     "li", {},
     el("button", { type: "button", onclick: () => sheet.busy(() => (member.kind === "hold" ? showHold : showBooking)(sheet, member, page)) },
-      el("strong", {}, words(member, page.zone).title), el("span", { class: "quiet" }, member.quantity === 1 ? "1 place" : `${member.quantity} places`)),
+      el("strong", {}, words(member, page.zone).title), el("span", { class: "quiet" }, (member.quantity === 1 ? "1 place" : `${member.quantity} places`) + (isUnpaid(member) ? ", not paid yet" : ""))),
   );
   const { title, more } = words(slot, page.zone);
   sheet.show(

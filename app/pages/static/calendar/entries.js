@@ -19,18 +19,25 @@ export function grouped(entries) {
     }
     let slot = slots.get(entry.slot_id);
     if (!slot) {
-      slot = { ...entry, kind: "slot", id: entry.slot_id, members: [], booked: 0, held: 0 };
+      slot = { ...entry, kind: "slot", id: entry.slot_id, members: [], booked: 0, unpaid: 0, held: 0 };
       slots.set(entry.slot_id, slot);
       told.push(slot);
     }
     if (entry.kind === "booking" || entry.kind === "hold") {
       slot.members.push(entry);
-      slot[entry.kind === "booking" ? "booked" : "held"] += entry.quantity;
+      slot[entry.kind === "hold" ? "held" : isUnpaid(entry) ? "unpaid" : "booked"] += entry.quantity;
     } else if (entry.kind === "closed") {
       slot.closed = true;
     }
   }
   return told;
+}
+
+/** Whether somebody is still paying for it: until then it is not theirs. */
+export const isUnpaid = (entry) => entry.status === "pending_payment";
+
+function taken({ booked, capacity, unpaid, held }) {
+  return [`${booked} of ${capacity} booked`, unpaid && `${unpaid} not paid yet`, held && `${held} held`].filter(Boolean).join(", ");
 }
 
 /** What an entry is called, and what else is to be known at a glance; `alone`: it stands in its resource's column. */
@@ -39,16 +46,13 @@ export function words(entry, zone, { alone = false } = {}) {
   const what = names.filter(Boolean).join(" · ");
   switch (entry.kind) {
     case "booking":
-      return { title: entry.customer, more: what + (entry.status === "pending_payment" ? " · not paid yet" : "") };
+      return { title: entry.customer, more: what + (isUnpaid(entry) ? " · not paid yet" : "") };
     case "hold":
       return { title: `Held until ${time(entry.expires_at, zone)}`, more: what };
     case "block":
       return { title: entry.reason ?? "Blocked", more: [entry.reason && "Blocked", what].filter(Boolean).join(" · ") };
     case "slot":
-      return {
-        title: what,
-        more: entry.closed ? "Closed" : `${entry.booked} of ${entry.capacity} booked${entry.held ? `, ${entry.held} held` : ""}`,
-      };
+      return { title: what, more: entry.closed ? "Closed" : taken(entry) };
     default:
       return { title: "", more: "" };
   }
@@ -78,7 +82,7 @@ function short(entry) {
 }
 
 function empty(entry) {
-  return entry.kind === "slot" && !entry.booked && !entry.held;
+  return entry.kind === "slot" && !entry.booked && !entry.unpaid && !entry.held;
 }
 
 /** Draw an event as a button: the time, the name, and a line more. `open` is called with its entry. */

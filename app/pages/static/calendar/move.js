@@ -1,5 +1,6 @@
 // Moving a booking to another time or person: a slot of the same service there, if there is one with room.
 import { addDays, instantOf, wall } from "../zone.js";
+import { isOpenTo } from "../open.js";
 import { call } from "../operator/call.js";
 import { choice, el, field } from "../operator/dom.js";
 import { time } from "./clock.js";
@@ -22,13 +23,6 @@ export async function slotsOf(entry, resourceId, date, zone) {
   if (entry.service) asked.set("service_id", entry.service.id);
   const { data } = await call("GET", `/v1/slots?${asked}`);
   return data.filter((slot) => slot.service?.id === entry.service?.id && slot.id !== entry.slot_id);
-}
-
-/** Tell whether a booking may go to a slot: what is only in the way of it is, perhaps, the booking itself. */
-export function isOpenTo(slot, entry) {
-  const overlaps = slot.starts_at < entry.ends_at && entry.starts_at < slot.ends_at;
-  const own = slot.resource.id === entry.resource.id && overlaps && slot.available_count >= entry.quantity;
-  return slot.status === "available" ? slot.available >= entry.quantity : slot.status === "sold_out" && own;
 }
 
 /** The form in an entry's sheet: a person, a day, and the times that are free. `done` is called when it has moved. */

@@ -1,6 +1,7 @@
 // A customer's booking: look at it, move it, cancel it, put it into a calendar.
 
 import { newKey } from "../key.js";
+import { isOpenTo } from "../open.js";
 import { dayOf } from "../zone.js";
 import {
   button, call, card, clock, dayText, facts, h, midnight, money, named, nextDay, note, now, Refused, say, show,
@@ -138,7 +139,6 @@ const sayBusy = () => document.querySelector("#move").replaceChildren(note(words
 const wanted = () => ({
   venue: slot.venue,
   ...(slot.service ? { service_id: slot.service.id } : { resource_id: slot.resource.id }),
-  quantity: booking.quantity,
 });
 
 /** Let a day be chosen, beginning with that of the booking. */
@@ -157,7 +157,9 @@ async function showTimes(day, times) {
   const asked = day.value;
   const from = new Date(Math.max(midnight(asked, slot.timezone), now()));
   const to = midnight(nextDay(asked), slot.timezone);
-  const free = to > from ? (await slots({ ...wanted(), from: from.toISOString(), to: to.toISOString() })).filter((each) => each.id !== slot.id) : [];
+  const of = { resource: slot.resource, starts_at: slot.starts_at, ends_at: slot.ends_at, quantity: booking.quantity };
+  const that = to > from ? await slots({ ...wanted(), from: from.toISOString(), to: to.toISOString() }) : [];
+  const free = that.filter((each) => each.id !== slot.id && isOpenTo(each, of));
   if (day.value !== asked) return; // another was chosen meanwhile
   if (free.length) times.replaceChildren(...byPerson(free));
   else times.replaceChildren(note(words.none_that_day), await nextFree(day, times, to));
@@ -183,7 +185,7 @@ function grouped(free) {
 }
 
 async function nextFree(day, times, from) {
-  const query = new URLSearchParams({ ...wanted(), from: new Date(Math.max(from, now())).toISOString(), limit: 1 });
+  const query = new URLSearchParams({ ...wanted(), quantity: booking.quantity, from: new Date(Math.max(from, now())).toISOString(), limit: 1 });
   const [next] = (await call("GET", `/v1/slots?${query}`)).data;
   if (!next) return h("p", { className: "quiet" }, words.nothing_at_all);
   const then = dayOf(next.starts_at, next.timezone);
