@@ -461,6 +461,8 @@ def test_everybody_can_use_it(
         factories.hold(somebody, salon.slots[salon.ben, 13]["id"])
     when = {"starts_at": at(14).isoformat(), "ends_at": at(16).isoformat(), "reason": "Dentist"}
     factories.made(salon.operator.post("/v1/blocks", json={"resource_id": salon.anna, **when}))
+    # Another one of those that can be chosen: the choice is as wide as the screen allows, and no wider.
+    factories.venue(salon.operator, name="The garage with the longest name of all in the street " * 3)
     page = open_calendar(seeing(windows(size=size, scheme=scheme, timezone_id=ELSEWHERE)), salon, view=None)
     expect(page.get_by_role("button", name="List" if size is PHONE else "People")).to_have_attribute(
         "aria-pressed", "true"
