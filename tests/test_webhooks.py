@@ -306,6 +306,17 @@ async def test_what_is_due_is_handed_out_once(venue: Venue, receiver: Receiver) 
     assert await webhooks.due(venue.ledger, 10) == made[1:]
 
 
+async def test_whoever_is_handed_some_leaves_the_rest_to_others(venue: Venue, receiver: Receiver) -> None:
+    """Also before it has committed: of all that it looked at, it keeps from others what it is handed."""
+    await venue.endpoint(receiver.url)
+    made = await venue.enqueue(*(venue.happens() for _ in range(5)))
+    async with await psycopg.AsyncConnection.connect(venue.database_url) as other:
+        handed = await other.execute(deliveries._HAND_OUT, {"lease": 60, "each": 5, "limit": 2})
+        assert await handed.fetchall() == [(made[0],), (made[1],)]
+        assert await webhooks.due(venue.ledger, 2) == made[2:4]
+    assert await webhooks.due(venue.ledger, 2) == made[4:]
+
+
 async def test_a_long_backlog_leaves_room_for_others(venue: Venue, receiver: Receiver) -> None:
     venue.open("garage")
     slow = await venue.endpoint(receiver.url)

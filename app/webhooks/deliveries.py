@@ -122,6 +122,27 @@ async def enqueue(connection: "psycopg.AsyncConnection[Any]", seqs: Sequence[int
     return [row[0] for row in await cursor.fetchall()]
 
 
+_HAND_OUT = (
+    # now(), which stands still during a statement, so that the index is entered at it.
+    "WITH waiting AS ("
+    " SELECT next.id FROM webhook_endpoints AS w CROSS JOIN LATERAL ("
+    "  SELECT d.id FROM webhook_deliveries AS d WHERE d.endpoint_id = w.id AND d.status = 'pending'"
+    "    AND d.next_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())"
+    "  ORDER BY d.next_at LIMIT greatest(0, %(each)s - (SELECT count(*) FROM webhook_deliveries AS h"
+    "    WHERE h.endpoint_id = w.id AND h.leased_until > now()))) AS next),"
+    # Locked one by one until there are enough: whoever is handed others at this moment need not do without the rest.
+    # What is true of them is asked again, of the row as it is once it is locked.
+    " due AS ("
+    " SELECT d.id FROM webhook_deliveries AS d WHERE d.id IN (SELECT id FROM waiting) AND d.status = 'pending'"
+    "   AND d.next_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())"
+    " ORDER BY d.next_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED),"
+    " handed AS ("
+    " UPDATE webhook_deliveries AS d SET leased_until = clock_timestamp() + %(lease)s * interval '1 second'"
+    " FROM due WHERE d.id = due.id RETURNING d.id, d.next_at)"
+    " SELECT id FROM handed ORDER BY next_at, id"
+)
+
+
 async def due(ledger: Ledger, limit: int) -> list[UUID]:
     """Hand out pending deliveries whose time has come and that nobody works on, those that wait longest first.
 
@@ -131,20 +152,7 @@ async def due(ledger: Ledger, limit: int) -> list[UUID]:
     Raises:
         Busy, Overloaded, DatabaseUnavailable
     """
-    rows = await ledger.repeatable(
-        "WITH handed AS ("
-        " UPDATE webhook_deliveries AS d SET leased_until = clock_timestamp() + %(lease)s * interval '1 second' FROM ("
-        "  SELECT waiting.id FROM webhook_endpoints AS w CROSS JOIN LATERAL ("
-        # now(), which stands still during a statement, so that the index is entered at it.
-        "    SELECT d.id, d.next_at FROM webhook_deliveries AS d"
-        "    WHERE d.endpoint_id = w.id AND d.status = 'pending' AND d.next_at <= now()"
-        "      AND (d.leased_until IS NULL OR d.leased_until <= now())"
-        "    ORDER BY d.next_at LIMIT greatest(0, %(each)s - (SELECT count(*) FROM webhook_deliveries AS h"
-        "      WHERE h.endpoint_id = w.id AND h.leased_until > now())) FOR UPDATE SKIP LOCKED) AS waiting"
-        "  ORDER BY waiting.next_at LIMIT %(limit)s) AS due"
-        " WHERE d.id = due.id RETURNING d.id, d.next_at) SELECT id FROM handed ORDER BY next_at, id",
-        {"lease": LEASE_SECONDS, "each": MOST_PER_ENDPOINT, "limit": limit},
-    )
+    rows = await ledger.repeatable(_HAND_OUT, {"lease": LEASE_SECONDS, "each": MOST_PER_ENDPOINT, "limit": limit})
     return [row.id for row in rows]
 
 
