@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Answer, Database, Keyed, audit
 from app.domain import Resource, Service, Slot, Venue
 from app.errors import ResourceNotFound, SlotNotFound, VenueNotFound
+from app.ledger import slot_of
 from app.schema import bookings, occupied, resources, service_resources, services, slots, venues
 from app.tokens import new_id
 
@@ -196,7 +197,7 @@ class Catalogue:
             rows = (await connection.execute(_slot_page(frozenset(given)), {**given, "limit": limit})).all()
             if not rows and which.venue is not None:
                 await require_venue(connection, which.venue)
-            return [_slot(row) for row in rows]
+            return [slot_of(row) for row in rows]
 
         return await self.database.read(read)
 
@@ -405,7 +406,7 @@ _SERVICES_OF_VENUES = SERVICES.where(services.c.venue_id == sa.any_(_IDS), servi
 
 async def _slots_by_id(connection: AsyncConnection, slot_ids: Sequence[UUID]) -> list[Slot]:
     rows = (await connection.execute(_SLOTS_BY_ID, {"ids": list(slot_ids)})).all()
-    found = {row.id: _slot(row) for row in rows}
+    found = {row.id: slot_of(row) for row in rows}
     return [found[slot_id] for slot_id in slot_ids if slot_id in found]
 
 
@@ -533,29 +534,4 @@ def service_of(row: Row) -> Service:
         active=row.active,
         created_at=row.created_at,
         resource_ids=row.resource_ids,
-    )
-
-
-def _slot(row: Row) -> Slot:
-    return Slot(
-        id=row.id,
-        venue_id=row.venue_id,
-        venue=row.slug,
-        timezone=row.timezone,
-        resource_id=row.resource_id,
-        resource_name=row.resource_name,
-        service_id=row.service_id,
-        service_name=row.service_name,
-        starts_at=row.starts_at,
-        ends_at=row.ends_at,
-        closes_at=row.closes_at,
-        capacity=row.capacity,
-        available_count=row.available_count,
-        open=row.status == "open",
-        blocked=row.blocked,
-        held_rows=row.held_rows,
-        version=row.version,
-        price_amount=row.price_amount,
-        price_currency=row.price_currency,
-        occupied_until=row.occupied_until if row.one_at_a_time else None,
     )

@@ -338,7 +338,7 @@ class Ledger:
             " AND service_id IS NOT DISTINCT FROM (SELECT service_id FROM slots WHERE id = %(slot)s)"
         )
         rows = await self._settled_rows(
-            f"SELECT {_SLOT_WITH_NAMES}"  # noqa: S608 a constant of this module
+            f"SELECT {_SLOT_WITH_NAMES}, 0 AS held_rows"  # noqa: S608 a constant of this module
             f" FROM (({alike} AND starts_at >= greatest(%(at)s, now()) ORDER BY starts_at, id LIMIT %(limit)s)"
             "       UNION ALL"
             f"       ({alike} AND starts_at < %(at)s AND starts_at > now() ORDER BY starts_at DESC, id"
@@ -348,7 +348,7 @@ class Ledger:
             " ORDER BY abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id LIMIT %(limit)s",
             {"resource": facts.resource_id, "slot": facts.id, "at": facts.starts_at, "limit": limit},
         )
-        return [_slot(row) for row in rows]
+        return [slot_of(row) for row in rows]
 
     async def slots_of_service_near(
         self, slot_id: UUID, service_id: UUID, resource_id: UUID, at: datetime, limit: int
@@ -367,23 +367,23 @@ class Ledger:
             )
         )
         rows = await self._settled_rows(
-            f"SELECT {_SLOT_WITH_NAMES} FROM ({parts}) AS n"  # noqa: S608 constants
+            f"SELECT {_SLOT_WITH_NAMES}, 0 AS held_rows FROM ({parts}) AS n"  # noqa: S608 constants
             " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
             " WHERE n.id <> %(slot)s AND (n.closes_at IS NULL OR n.closes_at > now())"
             " ORDER BY n.resource_id <> %(resource)s, abs(extract(epoch FROM n.starts_at - %(at)s)), n.starts_at, n.id",
             {"service": service_id, "resource": resource_id, "at": at, "slot": slot_id, "limit": limit},
         )
-        return [_slot(row) for row in rows]
+        return [slot_of(row) for row in rows]
 
     async def slots(self, slot_ids: Sequence[UUID]) -> list[Slot]:
         """Read slots with the names that people know them by; those that do not exist are left out."""
         rows = await self._settled_rows(
-            f"SELECT {_SLOT_WITH_NAMES} FROM slots AS n"  # noqa: S608 a constant of this module
+            f"SELECT {_SLOT_WITH_NAMES}, 0 AS held_rows FROM slots AS n"  # noqa: S608 a constant of this module
             " JOIN venues AS v ON v.id = n.venue_id JOIN resources AS r ON r.id = n.resource_id"
             " WHERE n.id = ANY (%s) ORDER BY n.starts_at, n.id",
             (list(slot_ids),),
         )
-        return [_slot(row) for row in rows]
+        return [slot_of(row) for row in rows]
 
     async def slots_around(self, slot_ids: Sequence[UUID]) -> list[Slot]:
         """Read slots as `slots` does, the places of `held` rows as well; beside those of a person or place also what
@@ -409,7 +409,7 @@ class Ledger:
             " ORDER BY n.starts_at, n.id",
             {"ids": list(slot_ids), "limit": MOST_AROUND},
         )
-        return [msgspec.structs.replace(_slot(row), held_rows=int(row.held_rows)) for row in rows]
+        return [slot_of(row) for row in rows]
 
     async def event_before_last(
         self, count: int, event_type: str | None, slot_id: UUID | None, booking_id: UUID | None
@@ -526,9 +526,9 @@ def _stored(row: Row) -> StoredBooking:
     return StoredBooking(booking_of(row), row.manage_token_hash, row.available_after, row.expired_at)
 
 
-def _slot(row: Row) -> Slot:
+def slot_of(row: Row) -> Slot:
     return Slot(
-        id=row.slot_id,
+        id=row.id,
         venue_id=row.venue_id,
         venue=row.slug,
         timezone=row.timezone,
@@ -543,7 +543,7 @@ def _slot(row: Row) -> Slot:
         available_count=row.available_count,
         open=row.status == "open",
         blocked=row.blocked,
-        held_rows=0,
+        held_rows=int(row.held_rows),  # a sum is a Decimal
         version=row.version,
         price_amount=row.price_amount,
         price_currency=row.price_currency,

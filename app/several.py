@@ -27,7 +27,7 @@ from app.errors import (
     SlotUnavailable,
     Unavailable,
 )
-from app.holds import Full, Occupied, Taken
+from app.holds import Doubtful, Full, Occupied, Taken
 from app.ledger import CommitRequest, Outcome
 from app.places import Claim
 from app.postgres import RuleViolated
@@ -147,16 +147,23 @@ async def _hold(engine: Engine, claim: Claim, ttl_ms: int) -> Refused | Problem 
         match await places.take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
             case Taken(again=again):
                 return "unknown" if again else "mine"
-            case Full() as full if claim.quantity > full.capacity:
-                return places.too_many(full.capacity)
-            case Full() | Occupied() as refused:
-                reason, available, _ = places.why_unavailable(claim.quantity, refused)
-                return Refused(claim.facts.id, reason, claim.quantity, available)
-            case "closed" | "past" as reason:
-                return Refused(claim.facts.id, reason, claim.quantity, 0)
+            case answer:
+                return _refused(claim, answer) or "unknown"
     except RedisAway:
         return "unknown"
-    return "unknown"
+
+
+def _refused(claim: Claim, answer: Full | Occupied | Doubtful | str) -> Refused | Problem | None:
+    """Say why layer 1 has no places for a claim; None when that is not what it said."""
+    match answer:
+        case Full() as full if claim.quantity > full.capacity:
+            return places.too_many(full.capacity)
+        case Full() | Occupied() as refused:
+            reason, available, _ = places.why_unavailable(claim.quantity, refused)
+            return Refused(claim.facts.id, reason, claim.quantity, available)
+        case "closed" | "past" as reason:
+            return Refused(claim.facts.id, reason, claim.quantity, 0)
+    return None
 
 
 async def _give_back(engine: Engine, claims: Sequence[Claim]) -> None:
@@ -316,14 +323,8 @@ async def _taken(engine: Engine, claim: Claim, ttl_ms: int) -> Hold | Refused | 
     match await places.take(engine, claim.facts, claim.id, claim.quantity, ttl_ms):
         case Taken() as taken:
             return holding.live_hold(claim, taken.since_ms, taken.expires_at_ms, taken.now_ms, replayed=taken.again)
-        case Full() as full if claim.quantity > full.capacity:
-            return places.too_many(full.capacity)
-        case Full() | Occupied() as refused:
-            reason, available, _ = places.why_unavailable(claim.quantity, refused)
-            return Refused(claim.facts.id, reason, claim.quantity, available)
-        case "closed" | "past" as reason:
-            return Refused(claim.facts.id, reason, claim.quantity, 0)
-    return IdempotencyKeyReused()  # another quantity under the same key, or it became a booking since
+        case answer:  # else another quantity under the same key, or it became a booking since
+            return _refused(claim, answer) or IdempotencyKeyReused()
 
 
 async def _hold_rows(

@@ -27,7 +27,7 @@ ALLOWED = {
     "ledger": {"coalesce", "domain", "errors", "postgres"},
     "commits": {"coalesce", "errors", "ledger", "postgres", "telemetry", "tokens"},
     "database": {"errors", "postgres", "schema"},
-    "catalogue": {"database", "domain", "errors", "schema", "tokens"},
+    "catalogue": {"database", "domain", "errors", "ledger", "schema", "tokens"},
     "records": {"catalogue", "database", "domain", "ledger", "schema"},
     "mirror": {"breaker", "domain", "errors", "holds", "ledger", "telemetry"},
     "gateway": {"settings"},
