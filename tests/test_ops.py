@@ -22,6 +22,7 @@ from tests import factories
 from tests.browser import DESKTOP, PHONE, Window, Windows, assert_accessible, chromium, windows
 from tests.redis_servers import running_redis
 from tests.service import CUSTOMER, OPERATOR_KEY, Postgres, Service, booking_body, eventually, serving
+from tests.visitor import detain, first_of
 
 __all__ = ["chromium", "windows"]
 
@@ -223,14 +224,20 @@ def test_a_service_that_does_not_answer_is_told_and_asked_again(shown: Service, 
 
 
 def test_nothing_is_asked_while_nobody_looks(shown: Service, windows: Windows) -> None:
+    """And what was asked just before, and is answered afterwards, makes nothing live again."""
     page = console(shown, windows())
+    look = first_of(page, detain(page, "**/metrics", "GET"))
     page.evaluate(
         "() => { window.isHidden = true;"
         " Object.defineProperty(document, 'hidden', { get: () => window.isHidden });"
         " document.dispatchEvent(new Event('visibilitychange')); }"
     )
     expect(page.locator("#pulse")).to_have_text("Paused")
+    with page.expect_response("**/metrics"):
+        look.continue_()
+    page.unroute("**/metrics")
     page.wait_for_load_state("networkidle")  # what was under way has ended
+    expect(page.locator("#pulse")).to_have_text("Paused")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.wait_for_timeout(6_000)  # longer than any list waits

@@ -20,7 +20,7 @@ every(SECONDS, look, (error, wait) => {
   pulse.classList.toggle("alarmed", Boolean(error));
   if (!error) {
     answeredAt = Date.now();
-    say(pulse, "Live");
+    say(pulse, document.hidden ? "Paused" : "Live"); // it was hidden while its last look was under way
   } else {
     say(pulse, `No answer since ${clock(answeredAt)}. What is shown is as it was then. Asking again in ${span(wait)}.`);
   }
