@@ -37,6 +37,9 @@ pytestmark = pytest.mark.anyio
 
 #: Far above a second, within which it is meant to be: a busy machine is no failure.
 SECONDS = 20.0
+#: How long a hold lives that a test sees both held and lapsed: where the machine was held up for longer, it lapsed
+#: unseen, and the next one lives longer.
+LIVES = (2, 6, 18)
 #: So many streams that both workers have some: that all hear of a change says that each process does.
 BOTH = 12
 
@@ -53,6 +56,10 @@ class Page:
     @property
     def slots(self) -> list[dict[str, Any]]:
         return [data for kind, data in self.events if kind == "slot"]
+
+    @property
+    def said(self) -> set[str]:
+        return {kind for kind, _ in self.events}
 
     def shows(self, slot_id: str) -> dict[str, Any]:
         """What the page shows of a slot by now: the last that it was told."""
@@ -156,6 +163,20 @@ async def book(client: httpx.AsyncClient, slot_id: str, quantity: int = 1) -> di
     return told
 
 
+def lapsed(held: dict[str, Any]) -> bool:
+    return datetime.now(UTC) >= datetime.fromisoformat(held["expires_at"])
+
+
+async def sees_held_or_lapsed(shown: Page, held: dict[str, Any]) -> bool:
+    """Wait until a page shows a hold; False when it has lapsed by then."""
+
+    def is_held() -> bool:
+        return bool(shown.shows(held["slot_id"]).get("status") == "held")
+
+    await shown.until(lambda: is_held() or lapsed(held), "the hold")
+    return is_held() and not lapsed(held)
+
+
 def streams_of(service: Service) -> float:
     return service.metric("holdfast_live_streams")
 
@@ -189,30 +210,42 @@ async def test_a_hold_given_up_is_seen(with_redis, client):
 
 
 async def test_a_hold_that_lapses_is_seen_although_nobody_tells(with_redis, client):
-    [slot_id] = await make_slots(with_redis, client, 1, hold_ttl_seconds=2)
-    async with page(client, venue=await venue_of(client, slot_id)) as shown:
-        await hold(client, slot_id)
-        await shown.sees(slot_id, status="held")
-        await shown.sees(slot_id, status="available", held=0)
+    for seconds in LIVES:
+        [slot_id] = await make_slots(with_redis, client, 1, hold_ttl_seconds=seconds)
+        async with page(client, venue=await venue_of(client, slot_id)) as shown:
+            held = await hold(client, slot_id)
+            if await sees_held_or_lapsed(shown, held):
+                return await shown.sees(slot_id, status="available", held=0)
+    return pytest.fail("the machine was held up again and again")
 
 
 async def test_so_is_one_that_was_taken_before_the_page_was_opened(with_redis, client):
-    [slot_id] = await make_slots(with_redis, client, 3, hold_ttl_seconds=3)
-    await hold(client, slot_id, 2)
-    async with pages(client, BOTH, venue=await venue_of(client, slot_id)) as open_pages:
-        await everybody(open_pages, lambda each: each.sees(slot_id, available=3))
+    for seconds in LIVES:
+        [slot_id] = await make_slots(with_redis, client, 3, hold_ttl_seconds=seconds)
+        held = await hold(client, slot_id, 2)
+        async with pages(client, BOTH, venue=await venue_of(client, slot_id)) as open_pages:
+            if not lapsed(held):
+                return await everybody(open_pages, lambda each, slot_id=slot_id: each.sees(slot_id, available=3))
+    return pytest.fail("the machine was held up again and again")
 
 
 async def test_a_prolonged_hold_is_seen_when_it_lapses_at_last(with_redis, client):
-    [slot_id] = await make_slots(with_redis, client, 1, hold_ttl_seconds=2)
-    async with page(client, venue=await venue_of(client, slot_id)) as shown:
-        held = await hold(client, slot_id)
-        await asyncio.sleep(1)
-        extended = await client.post(f"/v1/holds/{held['id']}/extend", headers={"Hold-Token": held["token"]})
-        assert extended.status_code == 200
-        await shown.sees(slot_id, status="available")
-        gone = await client.get(f"/v1/holds/{held['id']}", headers={"Hold-Token": extended.json()["token"]})
-        assert gone.status_code == 410  # and not before
+    for seconds in LIVES:
+        [slot_id] = await make_slots(with_redis, client, 1, hold_ttl_seconds=seconds)
+        async with page(client, venue=await venue_of(client, slot_id)) as shown:
+            held = await hold(client, slot_id)
+            if not await sees_held_or_lapsed(shown, held):
+                continue
+            await asyncio.sleep(seconds / 2)
+            extended = await client.post(f"/v1/holds/{held['id']}/extend", headers={"Hold-Token": held["token"]})
+            if extended.status_code == 410 and lapsed(held):
+                continue
+            assert extended.status_code == 200
+            await shown.sees(slot_id, status="available")
+            gone = await client.get(f"/v1/holds/{held['id']}", headers={"Hold-Token": extended.json()["token"]})
+            assert gone.status_code == 410  # and not before
+            return
+    pytest.fail("the machine was held up again and again")
 
 
 async def test_what_an_operator_changes_is_seen(with_redis, client):
@@ -388,40 +421,50 @@ async def test_a_stream_is_resumed_without_loss_or_repetition(with_redis, client
     venue = await venue_of(client, slot_ids[0])
     with with_redis.redis.admin() as redis:  # that they are new has been told: it is not what the pages wait for
         eventually(lambda: all(slot_id in str(redis.xrange(KEY)) for slot_id in slot_ids), "the new slots to be told")
+    # By holds, each of which is one change: a booking is one when it takes its places, and one when it is made.
     async with page(client, venue=venue) as shown:
-        await book(client, slot_ids[0])
+        await hold(client, slot_ids[0])
         await shown.sees(slot_ids[0], available=8)
+    eventually(lambda: streams_of(with_redis) == 0, "the stream to be left", SECONDS)
     [other] = await make_slots(with_redis, client, 1)
-    await book(client, other)
-    await book(client, slot_ids[1])
-    await asyncio.sleep(1)  # told to nobody by now
+    await hold(client, other)
+    await hold(client, slot_ids[1])
+    changed_after(with_redis, shown.last_id, slot_ids[1])  # told to nobody by now
     async with page(client, since=shown.last_id, venue=venue) as again:
         await again.sees(slot_ids[1], available=8)
-        await book(client, slot_ids[2])
+        await hold(client, slot_ids[2])
         await again.sees(slot_ids[2], available=8)
         assert [(kind, data["id"]) for kind, data in again.events] == [("slot", slot_ids[1]), ("slot", slot_ids[2])]
     async with page(client, since=again.last_id, venue=venue) as at_last:
-        await book(client, slot_ids[0])
+        await hold(client, slot_ids[0])
         await at_last.sees(slot_ids[0], available=7)
         assert len(at_last.events) == 1
+
+
+def changed_after(service: Service, position: str, slot_id: str) -> None:
+    """Wait until the feed says, after a position, that a slot has changed."""
+    with service.redis.admin() as redis:
+        eventually(lambda: slot_id in str(redis.xrange(KEY, min=f"({position}")), f"{slot_id} in the feed", SECONDS)
 
 
 async def test_who_was_away_too_long_is_told_to_reload(with_redis, client):
     [slot_id] = await make_slots(with_redis, client, 9)
     venue = await venue_of(client, slot_id)
     async with page(client, venue=venue) as shown:
-        await book(client, slot_id)
+        await hold(client, slot_id)
         await shown.sees(slot_id, available=8)
-    await book(client, slot_id)
-    await asyncio.sleep(1)
+    await hold(client, slot_id)
+    changed_after(with_redis, shown.last_id, slot_id)
     with with_redis.redis.admin() as redis:
         redis.xtrim(KEY, maxlen=1, approximate=False)
     for since in (shown.last_id, "0-0", "99999999999999-0", "of another service"):
         async with page(client, since=since, venue=venue) as again:
             await again.until(lambda again=again: bool(again.events), "the word to reload")
-            assert again.events == [("reset", {})]
-            await book(client, slot_id)  # and goes on
-            await again.until(lambda again=again: bool(again.slots), "the next change")
+            told = len(again.slots)  # by another process than the last time, perhaps, which had yet to tell of that
+            assert again.events[0] == ("reset", {})
+            await hold(client, slot_id)  # and goes on
+            await again.until(lambda again=again, told=told: len(again.slots) > told, "the next change")
+            assert [kind for kind, _ in again.events].count("reset") == 1
 
 
 async def test_the_feed_is_bounded(with_redis, client):
@@ -494,7 +537,7 @@ async def test_a_redis_that_comes_back_without_its_memory_makes_pages_reload(pos
                 redis.kill()
                 redis.start()  # at once: no booking was made meanwhile that could have missed it
                 for each in open_pages:
-                    await each.until(lambda each=each: each.events[-1][0] in ("reset", "degraded"), "the word")
+                    await each.until(lambda each=each: bool(each.said & {"reset", "degraded"}), "the word")
 
 
 async def test_without_redis_there_is_no_stream(without_redis):
