@@ -183,6 +183,40 @@ def test_an_update_swallows_no_click(operator: httpx.Client, windows: Windows, e
     assert held["slot"]["id"] == slots[1]["id"]
 
 
+def test_a_late_answer_takes_back_nothing_that_was_told(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    """It was read before somebody booked, and comes after the page was told of that: nobody would say so again."""
+    slot, *_, last = make_tour(operator)
+    page = embed(windows(), slot["venue"])
+    expect(time_of(page, last)).to_be_visible()
+    reads = detain(page, re.compile(r"/v1/slots\?.*limit=100"), "GET")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    read = first_of(page, reads)
+    answer = read.fetch()
+    factories.booking(operator, slot["id"])
+    expect(time_of(page, slot)).to_contain_text("Sold out")
+    known = answer.json()
+    read.fulfill(response=answer, json={**known, "data": known["data"][:-1]})
+    expect(time_of(page, last)).to_have_count(0)  # by now it is shown
+    expect(time_of(page, slot)).to_contain_text("Sold out")
+
+
+def test_the_days_last_asked_for_are_marked(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slot, *_ = make_tour(operator, times=1, capacity=2)
+    factories.booking(operator, slot["id"])
+    page = embed(windows(), slot["venue"])
+    is_free = re.compile(r"\bfree\b")
+    expect(day_button(page, DAY)).to_have_attribute("part", is_free)
+    asked = detain(page, re.compile(r"/v1/days\?"), "GET")
+    for name in ("One place more", "One place fewer"):
+        page.get_by_role("button", name=name).click()
+    eventually(lambda: bool(page.title()) and len(asked) == 2, "both requests")
+    for each in reversed(asked):
+        with page.expect_response(each.request.url):
+            each.continue_()
+    page.wait_for_timeout(200)  # what is wrong shows only afterwards
+    expect(day_button(page, DAY)).to_have_attribute("part", is_free)
+
+
 def test_what_the_visitor_chooses_is_not_overridden(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
     """The first free day is found after another one was chosen; and the way to it stays where it is in an update."""
     slot, *_ = make_tour(operator)

@@ -27,6 +27,8 @@ export class Visit {
   customer = { name: "", email: "", phone: "" };
   /** The slots of the chosen day, by id. */
   slots = new Map();
+  /** Those of them of which something was heard while the day was being read, which its answer may not know yet. */
+  #news = new Map();
   hold = null;
   /** The request to book of which no answer is known: nothing else may be booked meanwhile. */
   asked = null;
@@ -230,10 +232,12 @@ export class Visit {
     const { day } = this.choice;
     if (!day) return;
     const number = ++this.#reads;
+    this.#news.clear(); // what was heard before, whoever answers knows
     const read = (path) => (patient ? this.insist("GET", path) : call("GET", path));
     const found = await ofDay(read, this.wish, day, this.zone);
     if (number !== this.#reads) return;
-    this.slots = new Map(found.filter((slot) => this.#isWished(slot)).map((slot) => [slot.id, slot]));
+    const wished = found.filter((slot) => this.#isWished(slot)).map((slot) => [slot.id, slot]);
+    this.slots = new Map([...wished, ...this.#news]);
     this.view.refresh?.();
     if (!this.#newDay) return;
     this.#newDay = false;
@@ -242,8 +246,13 @@ export class Visit {
 
   #told(slot) {
     if (!this.#isWished(slot) || dayOf(slot.starts_at, this.zone) !== this.choice.day) return;
-    this.slots.set(slot.id, slot);
+    this.#know(slot);
     this.view.refresh?.();
+  }
+
+  #know(slot) {
+    this.slots.set(slot.id, slot);
+    this.#news.set(slot.id, slot);
   }
 
   #isWished(slot) {
@@ -327,7 +336,7 @@ export class Visit {
   #mark(slot, { available, reason }) {
     const status = { held: "held", booked: "sold_out" }[reason] ?? reason;
     const known = this.slots.get(slot.id) ?? slot;
-    this.slots.set(slot.id, { ...known, available, status: available ? known.status : status });
+    this.#know({ ...known, available, status: available ? known.status : status });
   }
 
   /** Somebody else was faster: say so, and offer what is still free. What was typed is kept. */

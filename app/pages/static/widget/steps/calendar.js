@@ -42,14 +42,16 @@ function month(visit, limits) {
   const made = h("calendar-date", { "aria-label": t("choose_day") });
   made.append(arrow("previous", BACK, t("previous_month")), title, arrow("next", NEXT, t("next_month")), h("calendar-month"));
   let first = null;
+  let marks = 0;
 
   /** Show on which days something is free. The others can be chosen too: what is sold out has a waiting list. */
   async function mark() {
-    const asked = first;
-    const last = new Date(asked);
+    const number = ++marks;
+    const last = new Date(first);
     last.setUTCMonth(last.getUTCMonth() + 1, 0);
-    const free = await visit.freeDays(iso(asked), iso(last));
-    if (free && asked === first) made.getDayParts = (date) => (free.has(iso(date)) ? "free" : "");
+    const free = await visit.freeDays(iso(first), iso(last));
+    // The last one asked for counts, whichever answer is last: also of one month for more places, and then for fewer.
+    if (free && number === marks) made.getDayParts = (date) => (free.has(iso(date)) ? "free" : "");
   }
 
   function turn(day) {
