@@ -2,10 +2,11 @@
 
 import asyncio
 import ipaddress
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import httpx
@@ -17,7 +18,7 @@ from app import claims, holding
 from app.api import edge, strict, who, wire_operators
 from app.domain import Caller
 from app.errors import DatabaseUnavailable, HeldTooMuch, InvalidRequest
-from app.limits import Limit
+from app.limits import SIGN_IN, Limit
 from app.settings import Rate, from_env
 from tests import factories
 from tests.redis_servers import RedisServer, running_redis
@@ -32,6 +33,7 @@ from tests.service import (
 )
 
 SALON = "https://salon.example"
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -459,12 +461,31 @@ def test_a_page_may_read_that_it_asks_too_often(everyone: httpx.Client, venue: d
     assert everyone.post("/v1/holds%2F", content=b"x").status_code == 404
 
 
+def before_one_more_may(everyone: httpx.Client, act: Callable[[], T]) -> T:
+    """Do something that takes less time than until one more guess may be made; from another address, when it took
+    longer on a machine that was held up.
+    """
+    while True:
+        began = time.monotonic()
+        done = act()
+        if time.monotonic() - began < SIGN_IN.interval:
+            return done
+        everyone.headers["X-Forwarded-For"] = next(_addresses)
+
+
 def test_nobody_tries_one_key_after_the_other(shielded: Service, everyone: httpx.Client) -> None:
     right = {"key": shielded.operator["Authorization"].removeprefix("Bearer ")}
-    guesses = [everyone.post("/session", json={"key": f"guess number {n}"}) for n in range(12)]
+
+    def guess() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        return (
+            [everyone.post("/session", json={"key": f"guess number {n}"}) for n in range(12)],
+            [everyone.post("/session", json=right)],
+        )
+
+    guesses, others = before_one_more_may(everyone, guess)
     assert [each.status_code for each in guesses] == [401] * 10 + [429] * 2
     assert_limited(guesses[-1], "sign-in")
-    assert everyone.post("/session", json=right).status_code == 429  # or a guess would be told from the right one
+    assert [each.status_code for each in others] == [429]  # or a guess would be told from the right one
     everyone.headers["X-Forwarded-For"] = next(_addresses)
     assert {everyone.post("/session", json=right).status_code for _ in range(15)} == {204}
 
@@ -473,15 +494,22 @@ def test_nobody_tries_one_bearer_after_the_other(shielded: Service, everyone: ht
     """Wherever it is shown: for operators, for customers, for both, by a page."""
     right = {"Authorization": shielded.operator["Authorization"]}
     ways = [("GET", "/v1/bookings"), ("DELETE", f"/v1/holds/{uuid4()}"), ("GET", f"/v1/bookings/{uuid4()}")]
-    guesses = [
-        everyone.request(*ways[n % 3], headers={"Authorization": f"bearer guess-{n}", "Origin": SALON})
-        for n in range(12)
-    ]
+
+    def guess() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        guesses = [
+            everyone.request(*ways[n % 3], headers={"Authorization": f"bearer guess-{n}", "Origin": SALON})
+            for n in range(12)
+        ]
+        return guesses, [
+            everyone.get("/v1/venues", headers=right),  # or a guess would be told from the right one
+            everyone.post("/session", json={"key": "guess"}),
+            everyone.get("/v1/slots", params={"venue": "nobody"}),  # who guesses nothing is served
+        ]
+
+    guesses, others = before_one_more_may(everyone, guess)
     assert [each.status_code for each in guesses] == [401] * 10 + [429] * 2
     assert_limited(guesses[-1], "sign-in")
-    assert everyone.get("/v1/venues", headers=right).status_code == 429  # or a guess would be told from the right one
-    assert everyone.post("/session", json={"key": "guess"}).status_code == 429
-    assert everyone.get("/v1/slots", params={"venue": "nobody"}).status_code == 404  # who guesses nothing is served
+    assert [each.status_code for each in others] == [429, 429, 404]
     everyone.headers["X-Forwarded-For"] = next(_addresses)
     assert {everyone.get("/v1/venues", headers=right).status_code for _ in range(15)} == {200}
 
