@@ -39,7 +39,7 @@ def slots_of(*times: tuple[int, int], resource_id: UUID | None = None, buffer: i
     return [
         some_facts(
             resource_id=resource_id,
-            starts_in=timedelta(hours=2, minutes=begins),
+            starts_in=timedelta(hours=12, minutes=begins),  # none begins before the last of the tests runs
             lasting=timedelta(minutes=lasts),
             buffer=None if buffer is None else timedelta(minutes=buffer),
             now=NOW,
@@ -339,7 +339,7 @@ async def test_a_live_hold_refuses_without_a_look_at_a_doubtful_booking(holds: C
 
 
 async def test_other_refusals_come_first(holds: ClockedHolds) -> None:
-    full, closed, begun, other = slots_of((0, 60), (5, 60), (-120, 60), (30, 60))
+    full, closed, begun, other = slots_of((0, 60), (5, 60), (-12 * 60, 60), (30, 60))
     await holds.sync([counts_of(full, booked=3), counts_of(closed, is_open=False), counts_of(begun), counts_of(other)])
     assert isinstance(await ask(holds, full), Full)
     assert await ask(holds, closed) == "closed"
