@@ -26,12 +26,15 @@ from tests.browser import DESKTOP, PHONE, Windows, another_site, assert_accessib
 from tests.redis_servers import RedisServer
 from tests.service import CUSTOMER, Postgres, Service, assert_slot_holds, eventually
 from tests.shop import Shop, running_shop
+from tests.visitor import DAY
 
 __all__ = ["chromium", "windows"]
 
 #: What somebody may type as a name; as markup it would be seen at once.
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 BERLIN = ZoneInfo("Europe/Berlin")
+#: In hours after the usual start: far from midnight, by the clocks of the venues too.
+MORNING = (DAY - factories.START) / timedelta(hours=1)
 #: One client is told from another, and limited only where a venue says so.
 LIMITS = {
     "HOLDFAST_TRUSTED_PROXIES": "127.0.0.1",
@@ -91,7 +94,7 @@ def salon(service: Service, *, name: str = "Salon", capacity: int = 1, price: in
         slots = {
             person: [
                 factories.slot(operator, of, hours=hours, service_id=haircut, capacity=capacity, **priced)
-                for hours in (0, 1, 2)
+                for hours in (MORNING, MORNING + 1, MORNING + 2)
             ]
             for person, of in people.items()
         }
@@ -190,7 +193,7 @@ def test_days_without_room_are_no_links_and_weeks_end(shop: Shop, client: httpx.
         for slot in here.slots["Ben"]:
             factories.hold(others, slot["id"])
     assert "Nothing is free on this day." in client.get(f"{path}&from={day}").text  # all of it is held
-    assert "Nothing is free in the coming weeks." in client.get(f"{path}&from={day.replace(year=day.year + 1)}").text
+    assert "Nothing is free in the coming weeks." in client.get(f"{path}&from={day + timedelta(days=365)}").text
 
 
 def test_a_hold_in_the_way_of_the_next_times_hides_no_later_ones(shop: Shop, client: httpx.Client) -> None:
@@ -529,7 +532,7 @@ def test_what_only_the_booking_itself_is_in_the_way_of_is_offered(shop: Shop, wi
     before = here.slots["Ben"][0]
     with factories.client(shop.service, operator=True) as operator:
         of = {"id": before["resource"]["id"], "venue": here.slug}
-        after = factories.slot(operator, of, hours=0.5, service_id=here.haircut)
+        after = factories.slot(operator, of, hours=MORNING + 0.5, service_id=here.haircut)
     made, url = managed(here, before)
     page = windows(size=PHONE).page(url)
     page.get_by_role("button", name="Move to another time").click()
