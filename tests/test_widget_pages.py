@@ -3,6 +3,7 @@
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -113,6 +114,18 @@ def test_times_by_the_visitors_clock(operator: httpx.Client, windows: Windows, e
     expect(time_of(page, slot)).not_to_have_text(there)
     named = embed(windows(), slot["venue"], 'timezone="Asia/Tokyo"')
     expect(named.get_by_text("Times in Asia/Tokyo")).to_be_visible()
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_today_is_the_venues(operator: httpx.Client, windows: Windows, embed: Embed, zone: str) -> None:
+    """Between these two it is never the same day, so that it is not the browser's in one of them."""
+    [slot] = make_tour(operator, times=1, timezone=zone)
+    factories.booking(operator, slot["id"])
+    page = embed(windows(timezone_id="UTC"), slot["venue"])
+    expect(page.get_by_text("Nothing is free any more")).to_be_visible()
+    today = day_button(page, datetime.now(ZoneInfo(zone)))
+    expect(today).to_have_attribute("aria-current", "date")
+    expect(today).to_be_enabled()
 
 
 def test_a_page_gives_it_its_own_colours(operator: httpx.Client, windows: Windows, embed: Embed) -> None:

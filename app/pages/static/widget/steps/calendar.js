@@ -64,7 +64,8 @@ function month(visit, limits) {
   }
 
   made.addEventListener("focusday", (event) => turn(event.detail));
-  return Object.assign(made, { locale, formatWeekday: "short", turn, mark, ...limits });
+  const today = limits.min; // where the times are shown, which may be another day than the visitor's
+  return Object.assign(made, { locale, formatWeekday: "short", turn, mark, today, ...limits });
 }
 
 function input({ t }, limits) {
