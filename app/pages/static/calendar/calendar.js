@@ -209,6 +209,7 @@ async function choose(slug) {
   const venue = await call("GET", `/v1/venues/${encodeURIComponent(slug)}`);
   if ($("venue").value !== slug) return false;
   stopFollowing?.();
+  $("notes").replaceChildren(); // they are about the venue before
   state.venue = venue;
   $("zone").textContent = `Times in ${page.zone}`;
   const { resources } = state.venue;

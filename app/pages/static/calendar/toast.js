@@ -1,4 +1,5 @@
-// Short notes at the edge of the page. Good news goes away by itself, bad news waits until it is read.
+// Short notes at the edge of the page. Good news goes away by itself; bad news, and what can be undone, waits until it
+// is read: not everybody reaches a button within seconds.
 import { el } from "../operator/dom.js";
 
 const SHOWN_MS = 6_000;
@@ -14,5 +15,5 @@ export function toast(text, { bad = false, actions = [] } = {}) {
     el("button", { type: "button", class: "close", "aria-label": "Dismiss", onclick: dismiss }, "×"),
   );
   document.querySelector(bad ? "#alerts" : "#notes").replaceChildren(made);
-  if (!bad) setTimeout(dismiss, SHOWN_MS);
+  if (!bad && !buttons.length) setTimeout(dismiss, SHOWN_MS);
 }
