@@ -5,6 +5,7 @@ is one of our own, on a unix socket or on free loopback ports: never one that wa
 imported by name; those of a session come from conftest.py.
 """
 
+import atexit
 import contextlib
 import importlib.util
 import os
@@ -151,12 +152,34 @@ def _whole(client: redis.Redis) -> bool:
 def _cluster_port() -> int:
     """Find a free port whose bus port, 10,000 above, is free too."""
     while True:
-        with socket.socket() as probe, socket.socket() as bus:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                bus.bind(("127.0.0.1", port + 10_000))
-                return port
+        port = free_port()
+        with contextlib.suppress(OSError, OverflowError):
+            free_port(port + 10_000)
+            return port
+
+
+#: Bound, and never listening.
+_kept_ports: list[socket.socket] = []
+
+
+def free_port(wanted: int = 0) -> int:
+    """Find a free port, or see that this one is, and keep it from others until this process ends.
+
+    Merely found free, it may be somebody else's when a server that takes seconds to start gets to it: the kernel gives
+    it to the next who asks for any. Servers, which reuse addresses, can listen there all the same.
+
+    Raises:
+        OSError, OverflowError: the one that was wanted is taken, or is none.
+    """
+    with contextlib.ExitStack() as unless_free:
+        keeper = unless_free.enter_context(socket.socket())
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", wanted))
+        unless_free.pop_all()
+    if not _kept_ports:
+        atexit.register(lambda: [keeper.close() for keeper in _kept_ports])
+    _kept_ports.append(keeper)
+    return int(keeper.getsockname()[1])
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from app import embedded, engine
 from app.engine import Engine
 from app.migrate import upgrade
 from app.settings import from_env
-from tests.redis_servers import RedisServer, running_redis
+from tests.redis_servers import RedisServer, free_port, running_redis
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
 OPERATOR_KEY = secrets.token_hex(16)
@@ -115,12 +115,6 @@ class Service:
             if sample.split("{")[0] == name and all(f'{k}="{v}"' in sample for k, v in labels.items()):
                 total += float(value)
         return total
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def store_environ(database_url: str, redis_url: str) -> dict[str, str]:
