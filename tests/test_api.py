@@ -343,14 +343,14 @@ def test_an_operator_ends_any_hold(operator: httpx.Client, everyone: httpx.Clien
 
 
 def test_venues_decide_how_long_a_hold_lives(operator: httpx.Client, everyone: httpx.Client) -> None:
-    venue = factories.venue(operator, hold_ttl_seconds=2, hold_max_seconds=3)
+    venue = factories.venue(operator, hold_ttl_seconds=5, hold_max_seconds=6)
     slot = factories.slot(operator, factories.resource(operator, venue["slug"]))
     hold = factories.hold(everyone, slot["id"])
-    assert hold["ttl_seconds"] == 2
+    assert hold["ttl_seconds"] == 5
     token = {"Hold-Token": hold["token"]}
-    time.sleep(1.2)  # now two more seconds would be beyond the third
+    time.sleep(1.2)  # now five more seconds would be beyond the sixth
     longest = everyone.post(f"/v1/holds/{hold['id']}/extend", headers=token).json()
-    assert at(longest["expires_at"]) <= at(hold["server_time"]) + timedelta(seconds=3)
+    assert at(longest["expires_at"]) <= at(hold["server_time"]) + timedelta(seconds=6)
     assert_problem(everyone.post(f"/v1/holds/{hold['id']}/extend", headers=token), 409, "hold_limit")
     eventually(lambda: everyone.get(f"/v1/slots/{slot['id']}").json()["available"] == 1, "the hold to lapse")
     gone = everyone.get(f"/v1/holds/{hold['id']}", headers=token)
@@ -616,7 +616,8 @@ def test_the_log_is_followed(operator: httpx.Client) -> None:
         parameters: dict[str, Any] = {"slot_id": slot["id"], "limit": 2, "after": seen[-1]["seq"] if seen else 0}
         page = operator.get("/v1/events", params=parameters).json()
         seen.extend(page["data"])
-        assert page["next_cursor"] in (None, str(seen[-1]["seq"]))
+        # At first there may be nothing: an older transaction, of whatever database, is under way.
+        assert page["next_cursor"] in (None, str(seen[-1]["seq"]) if seen else None)
         return len(seen) == 6
 
     eventually(follow, "the log to be told")
