@@ -18,7 +18,7 @@ from typing import Literal, Self
 #: ok          everything passes
 #: refuse      connections are reset: new ones at once, those that exist with their next request
 #: blackhole   from a matching request on, nothing of its connection passes either way, and nobody is told
-#: delay       a matching request reaches the server `delay` seconds later
+#: delay       a matching request reaches the server `delay` seconds later, or when it is let go
 #: cut_before  a matching request never reaches the server; its connection is reset
 #: cut_after   a matching request is answered by the server, and the connection reset in place of the reply
 Mode = Literal["ok", "refuse", "blackhole", "delay", "cut_before", "cut_after"]
@@ -41,6 +41,9 @@ class FaultProxy:
         #: How often it did, and (`wait`) that it did since it was armed.
         self.hits = 0
         self._hit = threading.Event()
+        #: What is delayed may go on (of the proxy's own loop), and was answered.
+        self._let_go = asyncio.Event()
+        self._answered = threading.Event()
         #: Connections accepted, and bytes that came from clients, whether or not they were passed on.
         self.connections = 0
         self.received = bytearray()
@@ -52,6 +55,8 @@ class FaultProxy:
     def arm(self, mode: Mode, match: bytes = b"", *, times: int = EVERY, delay: float = 0.0) -> None:
         """Fail from now on; the cuts once unless `times` says otherwise, the rest until `heal`."""
         self._hit.clear()
+        self._answered.clear()
+        self._let_go = asyncio.Event()
         self.match, self.delay = match, delay
         self.armed = 1 if times == EVERY and mode in ("cut_before", "cut_after") else times
         self.mode = mode  # last: the other thread reads it first
@@ -63,6 +68,11 @@ class FaultProxy:
     async def hit(self) -> None:
         """Wait until the armed mode has fallen upon a request; for `cut_after`, until the server has answered it."""
         assert await asyncio.to_thread(self._hit.wait, 10), f"no request with {self.match!r} came"
+
+    async def let_go(self) -> None:
+        """Let what is delayed reach the server now, and wait until it was answered."""
+        self._loop.call_soon_threadsafe(self._let_go.set)
+        assert await asyncio.to_thread(self._answered.wait, 60), "what was delayed was not answered"
 
     def commands(self, word: bytes) -> int:
         """Tell how many requests naming `word` came since the start, answered or not."""
@@ -148,6 +158,8 @@ class _Pair:
         self.client, self.to_client, self.server, self.to_server = client, to_client, server, to_server
         self.swallowed = False
         self.cut_reply = False
+        #: Of one that was delayed: the server has answered it.
+        self.answered: asyncio.Event | None = None
         self.tail = b""
 
     async def run(self) -> None:
@@ -174,12 +186,17 @@ class _Pair:
                 if mode in ("refuse", "cut_before"):
                     return
                 if mode == "delay":
-                    await asyncio.sleep(proxy.delay)
+                    self.answered = asyncio.Event()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(proxy.delay):
+                            await proxy._let_go.wait()
                 if mode == "blackhole":
                     self.swallowed = True
             if not self.swallowed:
                 self.to_server.write(data)
                 await self.to_server.drain()
+            if self.answered:  # or, if its client has gone meanwhile, nobody would know that the server had it
+                await self.answered.wait()
 
     async def replies(self) -> None:
         while data := await self.server.read(65536):
@@ -191,6 +208,9 @@ class _Pair:
                             patience.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
                 self.proxy._count()
                 return
+            if self.answered:
+                self.answered.set()
+                self.proxy._answered.set()
             if not self.swallowed:
                 self.to_client.write(data)
                 await self.to_client.drain()
