@@ -24,7 +24,15 @@ from app.ledger import Ledger
 from app.mirror import Mirror
 from app.pipelines import MAX_CONNECTIONS, WAIT_SLICE_SECONDS, WAIT_SLICES, bounded, connect
 from tests.faults import FaultProxy
-from tests.redis_servers import RedisServer, bundled_redis, running_cluster, running_redis, system_redis
+from tests.redis_servers import (
+    START_SECONDS,
+    RedisServer,
+    bundled_redis,
+    running_cluster,
+    running_redis,
+    system_redis,
+    wait_until,
+)
 from tests.slots import assert_adds_up, counts_of, some_facts
 
 pytestmark = pytest.mark.anyio
@@ -129,11 +137,13 @@ async def test_a_paused_redis_is_given_up_and_the_breaker_opens_at_the_third_fai
 
 async def test_a_call_waits_a_bounded_number_of_slices() -> None:
     """A bound with much slack: redis-py's own would be seconds, and its retries would multiply them."""
-    started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        await bounded(asyncio.Event().wait())
-    waited = time.monotonic() - started
-    assert WAIT_SLICES * WAIT_SLICE_SECONDS * 0.9 <= waited < 1.0
+    waited = []
+    for _ in range(3):  # the machine may stand still meanwhile, but not each time
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await bounded(asyncio.Event().wait())
+        waited.append(time.monotonic() - started)
+    assert WAIT_SLICES * WAIT_SLICE_SECONDS * 0.9 <= min(waited) < 1.0
 
 
 async def test_nobody_in_a_crowd_waits_long_for_a_redis_that_swallows_everything(
@@ -385,14 +395,21 @@ async def test_a_redis_busy_with_somebody_elses_script_is_away(direct: Holds, se
         admin.config_set("lua-time-limit", "50")
         endless = asyncio.create_task(asyncio.to_thread(_run_until_killed, admin))
         try:
-            await asyncio.sleep(0.2)
-            with pytest.raises(redis.ResponseError, match="BUSY"):
-                killer.ping()
+            await asyncio.to_thread(wait_until, lambda: _is_busy(killer), "the script to run for too long")
             await assert_not_serving(direct, lambda: direct.take(facts, uuid4(), 1, TTL), "BUSY")
         finally:
             killer.script_kill()
             await endless
     assert await direct.pipelines.probe() is True
+
+
+def _is_busy(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        assert "BUSY" in str(error)  # noqa: PT017 what else it says is a failure
+        return True
+    return False
 
 
 def _run_until_killed(client: redis.Redis) -> None:
@@ -408,15 +425,22 @@ async def test_a_redis_that_is_still_loading_is_away(server: RedisServer, direct
     server.kill()
     server.options = ("--key-load-delay", "10000")  # microseconds; it looks at its sockets every 2 MB
     server.launch()
-    words = []
-    for _ in range(100):  # at first nobody listens
-        words.append(await away(direct.take(some_facts(), uuid4(), 1, TTL)))
-        if "loading" in words[-1].lower():
-            break
+    deadline = time.monotonic() + START_SECONDS
+    while not await _is_told_that_it_loads(direct):  # at first nobody listens
+        assert time.monotonic() < deadline
+        if direct.breaker.failures == 0:  # it has loaded, while this process stood still: once more
+            server.kill()
+            server.launch()
         direct.breaker.close()
         await asyncio.sleep(0.01)
-    assert "loading" in words[-1].lower()
-    assert await direct.pipelines.probe() is False
+
+
+async def _is_told_that_it_loads(holds: Holds) -> bool:
+    try:
+        await holds.take(some_facts(), uuid4(), 1, TTL)
+    except RedisAway as error:
+        return "loading" in str(error).lower() and not await holds.pipelines.probe()
+    return False
 
 
 async def test_a_failing_script_is_logged_and_leaves_the_answer_to_postgres(
