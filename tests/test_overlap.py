@@ -29,6 +29,7 @@ from tests.service import (
     booking_body,
     engine_on,
     eventually,
+    mirrored,
     resource_of,
     serving,
 )
@@ -435,6 +436,7 @@ async def test_reconcile_finds_and_repairs_what_the_others_see(shaky: Service, e
         one, other, held = await make_person(shaky, client, [(0, 60), (30, 60), (120, 60)])
         assert (await book(client, one)).status_code == 201
         assert (await hold(client, held)).status_code == 201
+        eventually(lambda: mirrored(shaky, one) == (1, 1, 0), "the booking to be settled")
         assert (await engine.mirror.reconcile()).drift == []
         before = _busy(shaky, resource_of(shaky, one))
         tamper(shaky, one, wrong)

@@ -276,9 +276,10 @@ async def test_s1_2_redis_turns_away_without_touching_postgres(with_redis: Servi
 
 
 async def test_the_backstop_is_never_needed_while_redis_is_healthy(with_redis: Service):
+    before = with_redis.metric("holdfast_backstop_conflicts_total")  # of other tests, which share the service
     async with with_redis.client() as client:
         slot_id = await make_slot(with_redis, client, 20)
         answers = await race(client, slot_id, [1] * 100)
         assert sold_places(answers) == 20
-    assert with_redis.metric("holdfast_backstop_conflicts_total") == 0
+    assert with_redis.metric("holdfast_backstop_conflicts_total") == before
     assert with_redis.metric("holdfast_degraded") == 0
