@@ -30,6 +30,7 @@ import psycopg
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 START_SECONDS = 30.0  # Postgres replays its log after a crash, which can take several
 STOP_SECONDS = 10.0  # for each signal; Postgres writes a checkpoint when it stops
+KILL_SECONDS = 10.0  # for the last one, which nobody can ignore, but a busy machine may be slow to carry out
 # After the polite signal. At SIGQUIT Postgres still ends its children before itself; at SIGKILL they would linger.
 FORCE = (signal.SIGQUIT, signal.SIGKILL)
 
@@ -166,7 +167,7 @@ def _server(
         for number in (stop, *FORCE):
             process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
+                process.wait(_patience(number))
                 break
 
 
@@ -292,9 +293,13 @@ def _end(pidfd: int, stop: signal.Signals) -> None:
     for number in (stop, *FORCE):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, number)
-        if gone.poll(STOP_SECONDS * 1000):
+        if gone.poll(_patience(number) * 1000):
             return
     raise EmbeddedError("a server of an earlier run does not end: restart the machine, or choose another HOLDFAST_HOME")
+
+
+def _patience(number: signal.Signals) -> float:
+    return KILL_SECONDS if number == signal.SIGKILL else STOP_SECONDS
 
 
 def _tail(log: bytes) -> str:
