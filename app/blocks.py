@@ -168,8 +168,8 @@ async def _hold(engine: Engine, facts: SlotFacts) -> bool:
         await engine.holds.sync([unsold])
         for _ in range(TRIES):
             match await engine.holds.take(facts, facts.id, 1, INNER_TTL_MS):
-                case Taken():
-                    return True
+                case Taken(again=again):
+                    return not again  # of a request with the same key it is that one's to give back
                 case Occupied():
                     raise _in_the_way()
                 case Doubtful(slot_ids=others):

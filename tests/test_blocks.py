@@ -14,10 +14,13 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
+from app import blocks
 from app.blocks import unblock
 from app.cli.doctor import INVARIANTS
 from app.domain import Caller
 from app.errors import Busy
+from app.holds import Extended
+from app.tokens import id_from_key
 from tests import factories
 from tests.service import CUSTOMER, Service, all_at_once, booking_body, engine_on, eventually
 
@@ -305,6 +308,30 @@ async def test_twenty_equal_blocks_with_one_key_are_one(
     assert [answer.status_code for answer in answers] == [201] * 20, {answer.text for answer in answers}
     assert len({answer.text for answer in answers}) == 1
     assert len(listed(operator, ada)) == 1
+
+
+@pytest.mark.anyio
+async def test_a_repetition_that_fails_leaves_the_hold_to_the_first(
+    with_redis: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one key, both have one id and so one hold, under which the first may be about to commit."""
+    assert with_redis.redis is not None
+    with factories.client(with_redis, operator=True) as operator:
+        of = factories.resource(operator, factories.venue(operator)["slug"], kind="person")
+    begins, key = factories.START, str(uuid.uuid4())
+    wish = blocks.Wish(resource_id=uuid.UUID(of["id"]), starts_at=begins, ends_at=begins + HOUR, key=key)
+
+    async def busy(*_: Any) -> None:
+        raise Busy
+
+    async with engine_on(with_redis.database_url, with_redis.redis.url) as engine:
+        block_id = id_from_key("block", blocks._EVERY_VENUE, key)
+        facts = blocks._facts(block_id, await blocks._owner(engine.ledger, wish.resource_id), wish)
+        assert await blocks._hold(engine, facts)
+        monkeypatch.setattr(blocks, "_commit", busy)
+        with pytest.raises(Busy):
+            await blocks.block(engine, wish, caller=Caller("operator", None))
+        assert isinstance(await engine.holds.extend(facts, block_id, 0, 0), Extended)
 
 
 def assert_occupied_once(service: Service, resource_id: str) -> None:
