@@ -486,7 +486,10 @@ def local_day(slot: dict[str, Any]) -> str:
 
 def test_who_waits_for_a_day_gets_the_first_slot_of_it_that_becomes_free(line: Line):
     service_id = line.service_of()
-    slots = [factories.slot(line.operator, line.of, hours=hours, service_id=service_id) for hours in (0, 30, 60)]
+    # About noon of the day after the first: whatever the hour is now, there is room for another slot on that day.
+    noon = 36 - factories.START.astimezone(BERLIN).hour
+    hours_of_slots = (0, noon, noon + 30)
+    slots = [factories.slot(line.operator, line.of, hours=hours, service_id=service_id) for hours in hours_of_slots]
     bookings = [line.booked(slot["id"]) for slot in slots]
     day = local_day(slots[1])
     of_day = {"venue": line.venue, "service_id": service_id, "day": day}
@@ -500,7 +503,7 @@ def test_who_waits_for_a_day_gets_the_first_slot_of_it_that_becomes_free(line: L
     assert line.statuses(anybody, with_her, with_another) == ["offered", "waiting", "waiting"]
     assert line.look(anybody)["offer"]["slot_id"] == slots[1]["id"]
     # A slot that is made for the day is theirs, too.
-    new = factories.slot(line.operator, line.of, hours=31.5, service_id=service_id)
+    new = factories.slot(line.operator, line.of, hours=noon + 1.5, service_id=service_id)
     assert local_day(new) == day
     assert line.statuses(anybody, with_her, with_another) == ["offered", "offered", "waiting"]
     assert line.look(with_her)["offer"]["slot_id"] == new["id"]
