@@ -11,9 +11,11 @@ MIGRATION_LOCK = 7_405_318_114
 def run() -> None:
     engine = create_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=NullPool)
     with engine.connect() as connection, connection.begin():
+        # For its turn it waits as long as the other needs: nobody waits behind it.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
         # A migration that cannot get its locks gives up instead of stopping every booking behind it.
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
         context.configure(connection=connection)
         context.run_migrations()
     engine.dispose()
