@@ -19,7 +19,7 @@ import pytest
 
 from app import booking, holding, places
 from app.booking import BookingRequest
-from app.cli import events, home, stores, watch
+from app.cli import doctor, events, home, stores, watch
 from app.cli.holds import describe
 from app.cli.home import Run, published
 from app.cli.seed import seed
@@ -399,6 +399,17 @@ def test_doctor_warns_of_limits_that_take_many_for_one_and_of_an_address_without
     assert warned().keys() == {"Limits of venues"}
     monkeypatch.setenv("HOLDFAST_RATE_LIMIT", "5/s")
     assert "all customers behind one are one client" in warned()["Limits"]
+
+
+@pytest.mark.parametrize(
+    ("after", "theirs", "verdict"),
+    [(1000.1, 1002.0, "ok"), (1000.1, 1002.2, "failed"), (1000.1, 997.9, "failed"), (1010.0, 1000.1, "ok")],
+    ids=["nearly right", "ahead", "behind", "stood still"],
+)
+def test_doctor_blames_no_clock_for_what_a_look_takes(monkeypatch, after, theirs, verdict):
+    ours = iter([1000.0, after])
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: next(ours)))
+    assert doctor._clock("Clock", lambda: theirs).verdict == verdict
 
 
 @pytest.mark.parametrize(
