@@ -26,6 +26,7 @@ from app.cli import workers
 from app.cli.sockets import for_workers, listen, one_more, url_of
 from tests.redis_servers import RedisServer
 from tests.service import (
+    CLIENT_SECONDS,
     HOLDFAST,
     OPERATOR_KEY,
     SECRET,
@@ -134,14 +135,23 @@ def test_a_missing_schema_is_one_line_and_upgrade_makes_it(settings, postgres):
 
 
 def children(pid: int) -> list[int]:
-    """List the processes below one, at any depth."""
-    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """List the processes below one, at any depth. One that ends while it is looked at has none."""
+    try:
+        found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
     return found + [below for child in found for below in children(child)]
 
 
 def gone(pids: Sequence[int]) -> bool:
     """Zombies are gone: in a container nobody may be there to reap them."""
-    return not [pid for pid in pids if Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return not any(_command_line(pid) for pid in pids)
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):  # it may end at any moment
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def is_free(port: int) -> bool:
@@ -158,12 +168,21 @@ def test_a_dead_worker_is_replaced(settings):
         os.kill(before[0], signal.SIGKILL)
         eventually(lambda: gone(before[:1]), "the worker to die")
         eventually(lambda: len(set(children(service.process.pid)) - set(before)) == 1, "another worker")
-        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        assert httpx.get(f"{service.url}/readyz", timeout=CLIENT_SECONDS).status_code == 200
 
 
+#: Tells of each worker's first sign of life as well: until then its parent is more patient.
 HURRIED = """
+import sys
 from app.cli import main, workers
 workers.SILENT_SECONDS = 3.0
+look, alive = workers.Child.end_if_it_hangs, set()
+def look_and_tell(child):
+    look(child)
+    if child._patience_seconds == workers.SILENT_SECONDS and child.process.pid not in alive:
+        alive.add(child.process.pid)
+        print(child.process.pid, "is alive", file=sys.stderr, flush=True)
+workers.Child.end_if_it_hangs = look_and_tell
 main()
 """
 
@@ -177,14 +196,14 @@ def test_a_worker_that_hangs_is_replaced(settings):
         parent = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             eventually(lambda: listening(port) == 2, "both workers to listen", seconds=START_SECONDS)
-            time.sleep(1)  # by now both have shown a sign of life
             stuck, other = children(parent.pid)
+            eventually(lambda: f"{stuck} is alive" in Path(log.name).read_text(), "its first sign of life")
             os.kill(stuck, signal.SIGSTOP)
             # Not only dead but waited for: it has no sockets any more.
             eventually(lambda: stuck not in children(parent.pid), "the worker that hangs to be ended")
             eventually(lambda: listening(port) == 2, "another one to listen", seconds=START_SECONDS)
             for _ in range(20):
-                assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+                assert httpx.get(f"http://127.0.0.1:{port}/livez", timeout=CLIENT_SECONDS).status_code == 200
             os.kill(other, signal.SIGUSR2)  # as the parent asks at first, which one that is stopped cannot answer
             eventually(lambda: "most recent call first" in Path(log.name).read_text(), "the worker to tell where it is")
         finally:
@@ -201,6 +220,7 @@ faulthandler.register(signal.SIGUSR2, all_threads=True)
 if sys.argv[2] == "alive":
     os.write(int(sys.argv[1]), b".")
 def stuck():
+    print("as far as it gets", flush=True)
     time.sleep(600)
 stuck()
 """
@@ -214,14 +234,23 @@ def test_what_hangs_tells_where_and_is_killed(tmp_path, monkeypatch, capfd, begi
         monkeypatch.setattr(workers, name, 5.0 if name == bound else 1e6)
     pipe, keeps_it = os.pipe()
     program = workers.Program("Program", "hangs", (workers.PULSE, begins), environ={"PYTHONPATH": str(tmp_path)})
-    with (tmp_path / "log").open("wb") as output:
+    log = tmp_path / "log"
+    with log.open("wb") as output:
         child = workers.Child(program, pipe, output)
+
+    def told() -> bool:
+        child.end_if_it_hangs()
+        return child._silent_seconds >= child._patience_seconds
+
+    def has_ended() -> bool:
+        child.end_if_it_hangs()
+        return child.has_ended()
+
     try:
-
-        def has_ended() -> bool:
-            child.end_if_it_hangs()
-            return child.has_ended()
-
+        # Nobody looks while the machine may let it do nothing: neither before it hangs, nor once it is asked.
+        eventually(lambda: "as far as it gets" in log.read_text(), "it to hang", seconds=START_SECONDS)
+        eventually(told, "it to be asked where it is")
+        eventually(lambda: "in stuck" in log.read_text(), "it to tell where it is", seconds=START_SECONDS)
         eventually(has_ended, "it to be killed", seconds=START_SECONDS)
     finally:
         child.process.kill()
@@ -230,7 +259,6 @@ def test_what_hangs_tells_where_and_is_killed(tmp_path, monkeypatch, capfd, begi
         os.close(pipe)
         os.close(keeps_it)
     assert child.process.returncode == -signal.SIGKILL
-    assert "in stuck" in (tmp_path / "log").read_text()
     assert capfd.readouterr().err == f"Program {child.process.pid} hangs: ending it\n"
 
 
@@ -255,8 +283,13 @@ def test_without_room_for_another_process_the_others_go_on(tmp_path, monkeypatch
 
 def listening(port: int) -> int:
     """Count the sockets that listen at a port."""
+    return len(listeners(port))
+
+
+def listeners(port: int) -> set[str]:
+    """Name the sockets that listen at a port, as the kernel does: by their inodes."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+    return {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
 
 
 def test_each_of_several_workers_listens_for_itself(settings):
@@ -266,11 +299,12 @@ def test_each_of_several_workers_listens_for_itself(settings):
         eventually(lambda: listening(port) == 2, "both workers to listen")
         done = run("serve", "--port", port, env=settings)
         assert (done.returncode, done.stderr) == (1, f"Cannot listen on 127.0.0.1:{port}: Address already in use\n")
-        victim = children(service.process.pid)[0]
+        victim, before = children(service.process.pid)[0], listeners(port)
         os.kill(victim, signal.SIGKILL)
-        eventually(lambda: listening(port) == 1, "its socket to be gone")
+        # Its own, whoever listens in its place by the time that we look.
+        eventually(lambda: len(before & listeners(port)) == 1, "its socket to be gone")
         for _ in range(20):
-            assert httpx.get(f"{service.url}/livez").status_code == 200
+            assert httpx.get(f"{service.url}/livez", timeout=CLIENT_SECONDS).status_code == 200
         eventually(lambda: listening(port) == 2, "another worker to listen")
 
 
@@ -337,7 +371,8 @@ def book_as_printed(printed: str) -> dict[str, Any]:
         done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)  # noqa: S602
         return dict(json.loads(done.stdout))
     words = shlex.split(line)
-    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers=headers, timeout=CLIENT_SECONDS)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
@@ -383,7 +418,8 @@ def test_demo_from_nothing_to_a_booking_through_a_kill_and_back(tmp_path):
         [listed] = json.loads(run("bookings", "list", "--venue", "demo", "--json", cwd=tmp_path).stdout)["data"]
         assert listed["id"] == booked["id"]
         [city_walk] = [
-            one for one in httpx.get(f"http://127.0.0.1:{port}/v1/venues/demo").json()["resources"]
+            one
+            for one in httpx.get(f"http://127.0.0.1:{port}/v1/venues/demo", timeout=CLIENT_SECONDS).json()["resources"]
             if one["name"] == "City walk"
         ]  # fmt: skip
         assert city_walk["kind"] == "event"
