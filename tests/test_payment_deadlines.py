@@ -215,10 +215,13 @@ async def test_unfinished_payments_are_handed_out_once_each_when_their_time_has_
 
     assert await handed_out() == {}  # all was asked a moment ago
     till.query("UPDATE payments SET expires_at = clock_timestamp() WHERE id = %s RETURNING 1", due)
-    till.query("UPDATE payments SET status = 'closing' WHERE id = %s RETURNING 1", closing)
+    # Asked a moment ago, however long all this takes.
+    asked = "asked_at = clock_timestamp() + interval '1 minute'"
+    till.query(f"UPDATE payments SET status = 'closing', {asked} WHERE id = %s RETURNING 1", closing)
     assert await handed_out() == {due: "close"}
     assert await handed_out() == {}
-    till.query("UPDATE payments SET asked_at = asked_at - interval '10 seconds' WHERE id <> %s RETURNING 1", due)
+    ago = "UPDATE payments SET asked_at = clock_timestamp() - interval '10 seconds' WHERE id <> %s RETURNING 1"
+    till.query(ago, due)
     assert await handed_out() == {closing: "close"}
     older = "UPDATE payments SET asked_at = clock_timestamp() - %s, created_at = clock_timestamp() - %s RETURNING 1"
     till.query(older, timedelta(seconds=50), timedelta(seconds=50))
@@ -324,19 +327,27 @@ async def test_a_webhook_that_is_faster_than_the_answer_of_create(till, monkeypa
 
 
 async def test_a_request_that_fails_does_not_take_away_what_another_with_its_key_has_opened(till, monkeypatch):
-    slot_id, create, first = till.slot(), till.engine.gateway.create_session, asyncio.Event()
+    slot_id, create = till.slot(), till.engine.gateway.create_session
+    first, second, opened = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def fails_for_the_second(params: Any, key: str) -> Session:
         if not first.is_set():
             first.set()
-            await asyncio.sleep(0.1)  # until the second is on its way to Stripe, too
+            await second.wait()  # it is on its way to Stripe, too
             return await create(params, key)
-        await asyncio.sleep(0.3)
+        second.set()
+        await opened.wait()
         raise Unclear("no answer")
+
+    async def check_out() -> Started:
+        try:
+            return await till.check_out(slot_id, key=key)
+        finally:
+            opened.set()
 
     monkeypatch.setattr(till.engine.gateway, "create_session", fails_for_the_second)
     key = uuid4().hex
-    one, two = await asyncio.gather(till.check_out(slot_id, key=key), till.check_out(slot_id, key=key))
+    one, two = await asyncio.gather(check_out(), check_out())
     assert (one.session_id, one.booking.id) == (two.session_id, two.booking.id)
     assert till.statuses(slot_id) == (["pending_payment"], [("open", "none")])
 
