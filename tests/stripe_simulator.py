@@ -197,7 +197,9 @@ def see(url: str, **options: Any) -> httpx.Response:
 
 def refused_control(simulator: Simulator, path: str, body: Any) -> int:
     headers = {"Authorization": f"Bearer {simulator.key}"}
-    return httpx.post(f"{simulator.url}/_control/{path}", json=body, headers=headers).status_code
+    return httpx.post(
+        f"{simulator.url}/_control/{path}", json=body, headers=headers, timeout=CLIENT_SECONDS
+    ).status_code
 
 
 def of_session(simulator: Simulator, session_id: str, kind: str) -> list[dict[str, Any]]:

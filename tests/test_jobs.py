@@ -11,7 +11,7 @@ import pytest
 from app import queued
 from app.errors import Busy, DatabaseUnavailable
 from tests import factories
-from tests.service import Service, engine_on, eventually, free_port, store_environ
+from tests.service import CLIENT_SECONDS, START_SECONDS, Service, engine_on, eventually, free_port, store_environ
 from tests.shop import running_worker
 
 
@@ -47,13 +47,15 @@ def test_a_job_that_failed_tells_why_and_is_done_when_its_reason_is_gone(
     assert [job["attempts"] for job in listed("waiting")] == [0]
     environ, port = store_environ(service.database_url, service.redis.url if service.redis else ""), free_port()
     with running_worker(environ, "--metrics-port", str(port)):
-        eventually(lambda: listed("failed") != [], "the job to fail", seconds=60)
+        eventually(lambda: listed("failed") != [], "the job to fail", seconds=START_SECONDS)
         [failed] = listed("failed")
         assert (failed["task"], failed["about"], failed["attempts"]) == ("tell_mirror", {"slot_id": "nobody"}, 1)
         assert (failed["error"], failed["status"], failed["next_at"]) == ("TypeError", "failed", None)
         assert failed["failed_at"] is not None
 
-        told = httpx.get(f"http://127.0.0.1:{port}/metrics").text  # no HTTP worker knows what a job worker did
+        told = httpx.get(
+            f"http://127.0.0.1:{port}/metrics", timeout=CLIENT_SECONDS
+        ).text  # no HTTP worker knows what a job worker did
         assert 'holdfast_jobs_total{outcome="failed",task="tell_mirror"} 1.0' in told
 
         service.query(

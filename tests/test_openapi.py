@@ -11,7 +11,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 
 from tests import factories
-from tests.service import OPERATOR_KEY, Service
+from tests.service import CLIENT_SECONDS, OPERATOR_KEY, Service
 
 #: Per operation and phase: enough to find what a person overlooks, few enough for every run of the suite.
 MAX_EXAMPLES = 15
@@ -25,7 +25,7 @@ OWN_FORM = {"/api/v1/public/{slug}/book"}
 
 @pytest.fixture(scope="module")
 def document(with_redis: Service) -> dict[str, Any]:
-    answer = httpx.get(f"{with_redis.url}/schema/openapi.json")
+    answer = httpx.get(f"{with_redis.url}/schema/openapi.json", timeout=CLIENT_SECONDS)
     assert answer.headers["content-type"] == "application/json"
     found: dict[str, Any] = answer.json()
     return found
@@ -130,7 +130,7 @@ def test_what_an_operator_may_is_documented_and_guarded(document: dict[str, Any]
     for method, path, operation in operations(document):
         needs_key = operation.get("security") == [{"operator": []}]
         plain = re.sub(r"\{\w+_id\}", "4bf92f35-77b3-4da6-a3ce-929d0e0e4736", path).replace("{slug}", "x")
-        status = httpx.request(method, with_redis.url + plain).status_code
+        status = httpx.request(method, with_redis.url + plain, timeout=CLIENT_SECONDS).status_code
         assert (status == 401) == needs_key, (method, path, status)
         if needs_key:
             assert "401" in operation["responses"]
@@ -191,7 +191,7 @@ def test_headers_are_documented(document: dict[str, Any]) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(with_redis: Service, document: dict[str, Any]) -> None:
-    page = httpx.get(f"{with_redis.url}/schema")
+    page = httpx.get(f"{with_redis.url}/schema", timeout=CLIENT_SECONDS)
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
     assert re.findall(r"(?:https?:)?//|<script|<style|style=|<img|@import", page.text) == []

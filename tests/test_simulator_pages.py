@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.stripe_client import client, create, running, simulator
-from tests.stripe_simulator import SDK_WARNING, see
+from tests.stripe_simulator import CLIENT_SECONDS, SDK_WARNING, see
 
 __all__ = ["client", "running", "simulator"]
 
@@ -33,7 +33,7 @@ class Browser:
 
 
 def press(url: str, action: str, **fields: str) -> str:
-    sent = httpx.post(url, data={"action": action, **fields}, verify=False)  # noqa: S501 not https
+    sent = httpx.post(url, data={"action": action, **fields}, timeout=CLIENT_SECONDS, verify=False)  # noqa: S501 not https
     assert sent.status_code == 303, sent.text
     return sent.headers["location"]
 

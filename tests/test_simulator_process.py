@@ -35,6 +35,7 @@ def test_a_restart_knows_what_was_before(tmp_path):
             auth=(simulator.key, ""),
             data=request,
             headers={"Idempotency-Key": "once"},
+            timeout=CLIENT_SECONDS,
         )
 
     with running_receiver() as receiver:
@@ -128,7 +129,7 @@ def test_the_command_serves_and_stops(tmp_path):
         assert "no money moves" in see(f"http://127.0.0.1:{port}/livez").text
     finally:
         process.terminate()
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0
     assert "no money moves" in said
     assert f"http://127.0.0.1:{port}" in said

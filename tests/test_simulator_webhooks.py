@@ -112,13 +112,13 @@ async def test_nobody_can_be_told_without_an_address(simulator):
 
 
 async def test_a_receiver_that_is_not_there_is_an_attempt_without_a_status():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/"
-    with running_simulator(nobody) as simulator:
-        simulator.delivery(retry_seconds=[])
-        simulator.pay(simulator.older_session()["id"])
-        eventually(lambda: simulator.events()[0]["delivery"] == "failed", "it to be given up")
-        [attempt] = simulator.events()[0]["attempts"]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen: nobody else can do it there meanwhile
+        with running_simulator(f"http://127.0.0.1:{closed.getsockname()[1]}/") as simulator:
+            simulator.delivery(retry_seconds=[])
+            simulator.pay(simulator.older_session()["id"])
+            eventually(lambda: simulator.events()[0]["delivery"] == "failed", "it to be given up")
+            [attempt] = simulator.events()[0]["attempts"]
     assert attempt["status"] is None
     assert "ConnectError" in attempt["error"]
 
