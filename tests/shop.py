@@ -203,6 +203,12 @@ class Shop:
         waiting = f"SELECT event_id, type FROM webhook_inbox WHERE applied_at IS NULL{which}"
         eventually(lambda: not self.service.query(waiting, *values), "Stripe's events to be applied")
 
+    def wait_told(self) -> None:
+        """Wait until nothing that Stripe has to tell is under way: it would come in the middle of the next test."""
+        eventually(
+            lambda: all(event["delivery"] != "pending" for event in self.stripe.events()), "Stripe's events to be told"
+        )
+
     def look_now(self, booking_id: str) -> None:
         """Let the worker believe that it is long ago that it asked Stripe about a booking's payment."""
         self.service.query(
@@ -234,6 +240,7 @@ class Shop:
         self.to_stripe.heal()
         self.stripe.no_faults()
         self.stripe.delivery(retry_seconds=RETRY_SECONDS)
+        self.wait_told()
         self.wait_applied()
         owed = "SELECT id FROM payments WHERE refund_status = 'due'"
 
@@ -242,6 +249,7 @@ class Shop:
             return not self.service.query(owed)
 
         eventually(refunded, "all refunds to be made")
+        self.wait_told()
         self.wait_applied()
         self.assert_money_adds_up()
 

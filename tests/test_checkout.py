@@ -170,7 +170,7 @@ def test_operators_list_payments_by_what_became_of_them(shop):
     started = shop.checked_out(shop.slot())
     found = []
     for which in ({"status": "open"}, {"refund_status": "none"}, {"status": "mismatched"}, {"limit": "1"}):
-        answer = httpx.get(f"{shop.service.url}/v1/payments", params=which, headers=shop.service.operator)
+        answer = httpx.get(f"{shop.service.url}/v1/payments", params=which, headers=shop.service.operator, timeout=30)
         found.append([payment["booking_id"] for payment in answer.json()["data"]].count(started["booking"]["id"]))
     assert found == [1, 1, 0, 1]
 
@@ -477,7 +477,8 @@ def test_a_key_of_another_request_is_refused(shop):
     booked = httpx.post(f"{shop.service.url}/v1/bookings", json=order(slot_id), headers=headers, timeout=30)
     assert (booked.status_code, booked.json()["code"]) == (422, "idempotency_key_reused")
     headers = {"Idempotency-Key": uuid.uuid4().hex}
-    assert httpx.post(f"{shop.service.url}/v1/bookings", json=order(slot_id), headers=headers).status_code == 201
+    booked = httpx.post(f"{shop.service.url}/v1/bookings", json=order(slot_id), headers=headers, timeout=30)
+    assert booked.status_code == 201
     started = shop.check_out(slot_id, key=headers["Idempotency-Key"])
     assert (started.status_code, started.json()["code"]) == (422, "idempotency_key_reused")
     shop.assert_places(slot_id, 5, 2)
@@ -642,12 +643,15 @@ def test_a_payment_whose_webhook_never_came_is_found(shop):
 def test_a_pending_booking_that_is_cancelled_cannot_be_paid(shop):
     slot_id = shop.slot(1)
     started = shop.checked_out(slot_id)
+    shop.stripe.delivery("hold")  # its news of what we do would end the booking as one whose time ran out, if first
     for _ in range(2):
         assert shop.cancel(started).json()["status"] == "cancelled"
     shop.assert_places(slot_id, 1, 0)
     assert shop.stripe.session(started["session_id"])["status"] == "expired"
     with pytest.raises(AssertionError, match="no longer active"):
         shop.stripe.pay(started["session_id"])
+    [told] = shop.stripe.deliver()
+    assert told["delivery"] == "delivered"
     shop.wait_applied()
     assert shop.booking(started["booking"]["id"])["status"] == "cancelled"
 
@@ -696,5 +700,8 @@ async def test_cancelling_and_paying_at_once_keeps_no_money(shop, client):
     done = await asyncio.gather(*(work for each in started for work in (cancel(each), pay(each))))
     for each, cancelled, paid in zip(started, done[::2], done[1::2], strict=True):
         assert cancelled.status_code == 200
-        shop.wait_for(each["booking"]["id"], "cancelled", "done" if paid else None)
+        ended = cancelled.json()["status"]
+        # Of a session that nobody paid Stripe may have told that it has ended, before the cancellation was written.
+        assert ended == "cancelled" or (ended == "expired" and not paid)
+        shop.wait_for(each["booking"]["id"], ended, "done" if paid else None)
     shop.assert_places(slot_id, 6, 0)
