@@ -11,8 +11,8 @@ MIGRATION_LOCK = 7_405_318_114
 def run() -> None:
     engine = create_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=NullPool)
     with engine.connect() as connection, connection.begin():
-        # For its turn it waits as long as the other needs: nobody waits behind it.
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        # For its turn it waits as long as another may need: nobody waits behind it.
+        connection.execute(text("SET LOCAL lock_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
         # A migration that cannot get its locks gives up instead of stopping every booking behind it.
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
