@@ -146,6 +146,22 @@ class Catalogue:
 
         return await self.database.write(change)
 
+    async def venue_of(self, resource_id: UUID) -> str:
+        """Tell the slug of the venue that a resource is of.
+
+        Raises:
+            ResourceNotFound
+        """
+        query = sa.select(venues.c.slug).join(resources).where(resources.c.id == resource_id)
+
+        async def read(connection: AsyncConnection) -> str:
+            slug: str | None = await connection.scalar(query)
+            if slug is None:
+                raise ResourceNotFound
+            return slug
+
+        return await self.database.read(read)
+
     async def create_resource(
         self, new: NewResource, keyed: Keyed | None, request_id: str | None, render: Callable[[Resource], bytes]
     ) -> Answer:

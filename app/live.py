@@ -212,6 +212,10 @@ class Hub:
         """Tell whether anybody looks at a venue."""
         return any(channel.venue == venue for channel in self._channels)
 
+    def venue_of(self, resource_id: UUID) -> str | None:
+        """Tell whose a resource is, where streams have taught it. It never becomes another venue's."""
+        return self._venue_of.get(resource_id)
+
     def stop_soon(self) -> None:
         """End all streams, and take no more: the process is going to stop. Safe in a signal handler of its loop."""
         self._stopped.set()

@@ -406,6 +406,7 @@ async def test_what_makes_no_sense_is_a_problem(with_redis, client):
         ("venue=there-is-none", 404, "venue_not_found"),
         ("", 400, "invalid_request"),
         ("venue=demo&resource_id=1", 400, "invalid_request"),
+        (f"resource_id={uuid4()}", 404, "not_found"),
         ("venue=demo&page=1", 400, "invalid_request"),
     ):
         answer = await client.get(f"/v1/live?{query}")
@@ -665,6 +666,17 @@ async def test_a_stream_ends_in_time_with_what_it_still_has(monkeypatch):
         {"type": "http.response.body", "body": b"", "more_body": False},
     ]
     assert left == [stream]
+
+
+async def test_a_resource_is_followed_without_its_venue(with_redis, client):
+    [slot_id], [other] = [await make_slots(with_redis, client, 9) for _ in range(2)]
+    resource = resource_of(with_redis, slot_id)
+    async with page(client, resource_id=resource) as first, page(client, resource_id=resource) as second:
+        for each in (other, slot_id):  # of which only the second is of this resource
+            await book(client, each)
+        for shown in (first, second):  # the venue of the second is known from the first
+            await shown.sees(slot_id, available=8)
+            assert {slot["id"] for slot in shown.slots} == {slot_id}
 
 
 async def test_an_unknown_resource_hears_nothing(with_redis, client):

@@ -16,6 +16,7 @@ from app.api import wire
 from app.api.answers import SAFE_HEADERS, Answer
 from app.api.docs import problems
 from app.api.strict import ApiRequest, query
+from app.errors import InvalidRequest
 from app.live import Hub, Stream
 
 #: A stream ends after about so long, and its client comes back to whatever process accepts it: after a deployment, or
@@ -37,20 +38,27 @@ LastEventId = Annotated[
 
 
 class LiveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    venue: wire.Slug
+    """One of them is needed. Both: the resource, if it is the venue's."""
+
+    venue: wire.Slug | None = None
     resource_id: UUID | None = None
 
 
 @get("/v1/live", opt={"query": LiveQuery}, responses={**problems(404), 200: _STREAM})
 async def follow_slots(request: ApiRequest, last_event_id: LastEventId = None) -> Response[bytes]:
-    """Follow the slots of a venue, or of one of its resources: each is told within a second of a change. Open the
+    """Follow the slots of a venue, or of one resource: each is told within a second of a change. Open the
     stream before you read the slots, or what changes between the two is missed.
     """
     asked = query(request, LiveQuery)
     hub: Hub = request.app.state.live
-    if not hub.watches(asked.venue):  # else it is known to be there: half a thousand streams come back every minute
-        await request.catalogue.venue(asked.venue)
-    return Events(hub, await hub.join(asked.venue, asked.resource_id, last_event_id))
+    # Postgres is asked only for what nobody listens to yet: half a thousand streams come back every minute.
+    if (venue := asked.venue) is None:
+        if asked.resource_id is None:
+            raise InvalidRequest("venue", "Missing, and no resource_id either")
+        venue = hub.venue_of(asked.resource_id) or await request.catalogue.venue_of(asked.resource_id)
+    elif not hub.watches(venue):
+        await request.catalogue.venue(venue)
+    return Events(hub, await hub.join(venue, asked.resource_id, last_event_id))
 
 
 class Events(Answer):
