@@ -252,10 +252,15 @@ async def _release_row(engine: Engine, hold_id: UUID, caller: Caller) -> bool:
 
 
 async def list_holds(engine: Engine, venue_slug: str | None, slot_id: UUID | None) -> list[Hold]:
-    """List live holds of both stores, those that end first first. Without Redis, only what Postgres keeps."""
+    """List live holds of both stores, those that end first first. Without Redis, only what Postgres keeps.
+
+    Raises:
+        VenueNotFound, SlotNotFound: to whoever mistypes, "nobody holds anything" would be no answer.
+    """
+    venue_id = await engine.ledger.venue_id(venue_slug) if venue_slug is not None else None
     if slot_id is not None:
         facts = await engine.mirror.facts(slot_id)
-        slots = [(facts.resource_id, facts.id)]
+        slots = [(facts.resource_id, facts.id)] if venue_id in (None, facts.venue_id) else []
     else:
         slots = await _active_slots(engine, venue_slug)
     found: dict[UUID, Hold] = {}

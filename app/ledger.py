@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from app.coalesce import Coalescer
 from app.domain import LIVE, Booking, Counts, Customer, Slot, SlotFacts
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, VenueNotFound
 from app.postgres import MAX_WAITING, MAX_WAITING_SECONDS, SLOW_COMMIT_SECONDS, InDoubt, Postgres, Row, told_again
 
 #: Slots that are read together.
@@ -319,6 +319,18 @@ class Ledger:
             " ORDER BY b.expires_at LIMIT 1000",
             {"venue": venue_slug, "slot": slot_id},
         )
+
+    async def venue_id(self, slug: str) -> UUID:
+        """Find a venue.
+
+        Raises:
+            VenueNotFound
+        """
+        rows = await self._settled_rows("SELECT id FROM venues WHERE slug = %(slug)s", {"slug": slug})
+        if not rows:
+            raise VenueNotFound
+        found: UUID = rows[0].id
+        return found
 
     async def resource_ids(self, venue_slug: str | None) -> list[UUID]:
         rows = await self._settled_rows(

@@ -312,6 +312,18 @@ def test_a_hold_is_taken_read_prolonged_and_given_up(operator: httpx.Client, eve
     assert everyone.get(f"/v1/slots/{slot['id']}").json()["available"] == 2
 
 
+def test_holds_are_narrowed_to_what_there_is(operator: httpx.Client, everyone: httpx.Client) -> None:
+    """Who mistypes is not told that nobody holds anything; a venue and a slot of another one have nothing in common."""
+    slot, elsewhere = factories.slot(operator), factories.slot(operator)
+    hold = factories.hold(everyone, slot["id"])
+    assert_problem(operator.get("/v1/holds", params={"venue": "nowhere"}), 404, "venue_not_found")
+    assert_problem(operator.get("/v1/holds", params={"slot_id": hold["id"]}), 404, "slot_not_found")
+    assert slot["venue"] != elsewhere["venue"]
+    for venue, ids in ((slot["venue"], [hold["id"]]), (elsewhere["venue"], [])):
+        both = operator.get("/v1/holds", params={"venue": venue, "slot_id": slot["id"]})
+        assert [each["id"] for each in both.json()["data"]] == ids
+
+
 def test_a_wrong_token_looks_like_a_missing_hold(operator: httpx.Client, everyone: httpx.Client) -> None:
     slot = factories.slot(operator, capacity=5)
     hold, other = factories.hold(everyone, slot["id"]), factories.hold(everyone, slot["id"])

@@ -133,7 +133,9 @@ def test_holds_are_listed_with_their_slot_and_what_is_left_of_them(shop, holdfas
     assert answer.json["next_cursor"] is None
     for narrowed in (("--venue", "shop"), ("--slot", shop.slot_id)):
         assert str(hold_id) in holdfast("holds", "list", *narrowed).out
-    assert holdfast("holds", "list", "--venue", "elsewhere", "--json").json["data"] == []
+    # Who mistypes is not told that nobody holds anything.
+    for unknown in (("--venue", "elsewhere"), ("--slot", hold_id)):
+        assert holdfast("holds", "list", *unknown, "--json").code == 3
 
 
 def test_a_hold_is_shown_extended_and_released(shop, holdfast):
