@@ -96,7 +96,7 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
     proxies = _proxies(environ)
     # Limits by address are for who has said how addresses are told. Else all customers of an unnamed proxy were one.
     limited = proxies is not None and not _flag(environ, "HOLDFAST_DEMO")
-    host, port = environ.get("HOLDFAST_HOST", "127.0.0.1"), _integer(environ, "HOLDFAST_PORT", 8000, 1, 65_535)
+    host, port = _host(environ), _integer(environ, "HOLDFAST_PORT", 8000, 1, 65_535)
     return Settings(
         redis_url=_redis_url(_required(environ, "REDIS_URL")),
         database_url=_database_url(_required(environ, "DATABASE_URL")),
@@ -119,6 +119,13 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         smtp_url=_url(environ, "HOLDFAST_SMTP_URL", "", ("smtp", "smtps")) or None,
         mail_from=_mail_from(environ),
     )
+
+
+def _host(environ: Mapping[str, str]) -> str:
+    host = environ.get("HOLDFAST_HOST", "127.0.0.1").strip()
+    if not host:  # which would be every address of the machine: who means that says 0.0.0.0
+        raise SettingsError("HOLDFAST_HOST is empty")
+    return host
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

@@ -29,6 +29,7 @@ def test_defaults_are_those_of_the_contract():
         ("HOLDFAST_OPERATOR_KEY", "short"),
         ("HOLDFAST_SECRET", "short"),
         ("HOLDFAST_SECRET", "s" * 32 + ",short"),
+        ("HOLDFAST_HOST", ""),
         ("HOLDFAST_PORT", "http"),
         ("HOLDFAST_PORT", "70000"),
         ("HOLDFAST_WORKERS", "0"),
