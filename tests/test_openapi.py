@@ -124,6 +124,18 @@ def test_every_refusal_is_documented_as_a_problem(document: dict[str, Any]) -> N
         assert "Retry-After" in statuses[503]["headers"]
 
 
+def test_whoever_may_ask_too_often_is_told_beforehand(document: dict[str, Any]) -> None:
+    """Everything that customers change is limited by their address; Stripe is not a customer."""
+    limited = {
+        (method, path): operation["responses"]
+        for method, path, operation in operations(document)
+        if method != "get" and "operator" not in str(operation.get("security")) and path != "/v1/webhooks/stripe"
+    }
+    assert ("post", "/api/v1/public/{slug}/book") in limited
+    for route, responses in limited.items():
+        assert "Retry-After" in responses.get("429", {}).get("headers", ()), route
+
+
 def test_what_an_operator_may_is_documented_and_guarded(document: dict[str, Any], with_redis: Service) -> None:
     """Nobody gets 2xx from an operator's route without the key, and every other route says that it needs none."""
     public = {"/v1/venues/{slug}", "/v1/slots", "/v1/slots/{slot_id}", "/v1/holds", "/v1/holds/{hold_id}/extend"}

@@ -93,7 +93,7 @@ def _documented(*statuses: int) -> dict[int, ResponseSpec]:
 @post(
     "/api/v1/public/{slug:str}/book",
     exception_handlers={Problem: render, HTTPException: _http, Exception: render_bug},
-    responses=_documented(400, 402, 404, 413, 415, 422, 500, 503),
+    responses=_documented(400, 402, 404, 413, 415, 422, 429, 500, 503),
 )
 async def book_appointment(
     request: ApiRequest,
