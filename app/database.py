@@ -38,7 +38,10 @@ T = TypeVar("T")
 
 #: Connections per process: lists and operators' changes are rare beside bookings.
 READERS, WRITERS = 4, 2
-POOL_TIMEOUT_SECONDS = 1.0
+#: Waiting for one of them. A change that begins late might commit after its caller was told that nobody knows
+#: (`REPLY_TIMEOUT_SECONDS` counts from the call); a read does no harm, and a hundred pages that come at once on a
+#: machine with much else to do wait longer for their turn than a second.
+READER_WAIT_SECONDS, WRITER_WAIT_SECONDS = 2.5, 1.0
 
 #: A violated rule that the caller can do something about. Any other is a bug, and a 500.
 _PROBLEM_BY_RULE: Mapping[str, Callable[[], Problem]] = {
@@ -79,11 +82,12 @@ class Database:
         self._reading = _engine(
             database_url,
             READERS,
+            READER_WAIT_SECONDS,
             isolation_level="AUTOCOMMIT",
             pool_reset_on_return=None,
             skip_autocommit_rollback=True,
         )
-        self._writing = _engine(database_url, WRITERS)
+        self._writing = _engine(database_url, WRITERS, WRITER_WAIT_SECONDS)
 
     async def close(self) -> None:
         await self._reading.dispose()
@@ -167,12 +171,12 @@ class Database:
         return await self.write(work)
 
 
-def _engine(database_url: str, connections: int, **options: Any) -> AsyncEngine:
+def _engine(database_url: str, connections: int, wait_seconds: float, **options: Any) -> AsyncEngine:
     engine = create_async_engine(
         database_url,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_timeout=wait_seconds,
         hide_parameters=True,  # they are personal data, and errors are logged
         connect_args={
             "connect_timeout": 2,

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 
 from app import catalogue as catalogue_module
 from app.catalogue import Catalogue, NewResource, NewSlot, NewVenue, SlotFilter
-from app.database import Database, Keyed
+from app.database import READERS, Database, Keyed
 from app.domain import Slot
 from app.errors import Busy, Conflict, DatabaseUnavailable, IdempotencyKeyReused, InvalidRequest, ResourceNotFound
 from app.postgres import LOCK_TIMEOUT_MS
@@ -367,6 +367,14 @@ async def test_a_locked_row_is_busy_and_not_a_refusal(url: str) -> None:
                 await catalogue.change_slot(slot.id, {"capacity": 9}, None)
         assert told.value.effect_none
         assert (await catalogue.slot(slot.id)).capacity == 2
+
+
+async def test_a_crowd_of_readers_waits_for_its_turn(url: str) -> None:
+    """S1-6: a hundred pages that read at once on a slow machine are answered, not told to try again."""
+    async with opened(url) as catalogue:
+        slowly = [catalogue.database.read(lambda c: c.execute(sa.text("SELECT pg_sleep(1.5)"))) for _ in range(READERS)]
+        *_, found = await asyncio.gather(*slowly, catalogue.slots(SlotFilter(), None, 10))
+        assert found == []
 
 
 async def test_without_postgres_nothing_was_done(tmp_path: Any) -> None:
