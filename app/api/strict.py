@@ -50,6 +50,20 @@ def whole(pattern: str) -> str:
     return rf"^{pattern}$(?!\n)"
 
 
+#: What msgspec says of each text that does not match, and what is said instead.
+_MEANINGS: dict[str, str] = {}
+
+
+def said(pattern: str, meaning: str) -> str:
+    """Name what a pattern asks for, since a page may show the message to whoever typed the text; gives the pattern."""
+    _MEANINGS[f"Expected `str` matching regex {pattern!r}"] = meaning
+    return pattern
+
+
+#: For texts of some length that are not spaces alone.
+NOT_BLANK = said(r"\S", "Must not be blank")
+
+
 #: Quoted or bare. A bare one has no spaces around it, which HTTP would not keep.
 IDEMPOTENCY_KEY_PATTERN = whole('("[ !#-~]{1,255}"|[!#-~]|[!#-~][ -~]{0,253}[!-~])')
 
@@ -260,7 +274,7 @@ def _invalid(told: str) -> InvalidRequest:
             return InvalidRequest(f"{path}.{field}" if path else field, meaning)
     if message.startswith("Invalid enum value"):
         message = "Not one of the values allowed here"  # msgspec would repeat what was sent
-    return InvalidRequest(path, message)
+    return InvalidRequest(path, _MEANINGS.get(message, message))
 
 
 # -- query strings ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app import domain
-from app.api.strict import instant, whole
+from app.api.strict import NOT_BLANK, instant, said, whole
 from app.domain import BookingStatus, PaymentPolicy, PaymentStatus, RefundStatus, ResourceKind, Room, SlotStatus
 from app.errors import InvalidRequest
 
@@ -36,8 +36,9 @@ MAX_DAYS = timedelta(days=62)
 #: Slots that one request may hold or book together.
 MAX_ITEMS = 20
 
-Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
-Slug = Annotated[str, Meta(max_length=63, pattern=whole("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"))]
+Text200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK)]
+_SLUG = said(whole("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"), "Must be of a-z, 0-9 and, between them, hyphens")
+Slug = Annotated[str, Meta(max_length=63, pattern=_SLUG)]
 ORIGIN = "https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
@@ -51,7 +52,8 @@ Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
 #: ASCII only: a letter that merely looks like another one makes another address. Spaces around it are forgiven.
 _EMAIL_LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
 _EMAIL_DOMAIN = r"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])"
-Email = Annotated[str, Meta(min_length=5, max_length=254, pattern=whole(rf" *{_EMAIL_LOCAL}@{_EMAIL_DOMAIN} *"))]
+_EMAIL = said(whole(rf" *{_EMAIL_LOCAL}@{_EMAIL_DOMAIN} *"), "Not an e-mail address")
+Email = Annotated[str, Meta(min_length=5, max_length=254, pattern=_EMAIL)]
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -128,7 +130,9 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Minor units, and the currency's code."""
 
     amount: Annotated[int, Meta(ge=0, le=1_000_000_000)]
-    currency: Annotated[str, Meta(min_length=3, max_length=3, pattern=whole("[A-Z]{3}"))]
+    currency: Annotated[
+        str, Meta(min_length=3, max_length=3, pattern=said(whole("[A-Z]{3}"), "Must be capital letters, such as EUR"))
+    ]
 
 
 def changes(wanted: msgspec.Struct) -> dict[str, Any]:

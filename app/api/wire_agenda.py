@@ -9,12 +9,12 @@ from msgspec import Meta
 
 from app import blocks
 from app.api import wire
-from app.api.strict import instant
+from app.api.strict import NOT_BLANK, instant
 from app.calendars import agenda
 
 #: Six weeks, as a month's page shows them.
 MOST_DAYS = 42
-Reason = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
+Reason = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK)]
 
 
 class BlockWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

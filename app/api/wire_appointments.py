@@ -11,11 +11,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app import domain
 from app.api import wire
-from app.api.strict import instant
+from app.api.strict import NOT_BLANK, instant
 from app.domain import BookingStatus
 from app.errors import InvalidRequest
 
-Text100 = Annotated[str, Meta(min_length=1, max_length=99, pattern=r"\S")]
+Text100 = Annotated[str, Meta(min_length=1, max_length=99, pattern=NOT_BLANK)]
 
 
 class AppointmentWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app import domain
 from app.api import wire
-from app.api.strict import instant, whole
+from app.api.strict import instant, said, whole
 from app.catalogue import NewResource, NewSlot, NewVenue
 from app.domain import BookingStatus, PaymentPolicy, ResourceKind
 from app.settings import MOST_HOLDS
@@ -26,13 +26,15 @@ RefundHours = Annotated[
 OfferMinutes = Annotated[
     int, Meta(ge=1, le=1_440, description="so long a place that became free is kept for whoever waited for it")
 ]
+_LIKE_ORIGIN = "Not an origin, such as https://salon.example"
 _HOST_NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
-Origin = Annotated[str, Meta(max_length=300, pattern=whole(wire.ORIGIN))]
+Origin = Annotated[str, Meta(max_length=300, pattern=said(whole(wire.ORIGIN), _LIKE_ORIGIN))]
 Origins = Annotated[
     list[Origin], Meta(max_length=20, description="where a customer may be sent after paying; null: any https page")
 ]
 #: What browsers send as Origin: in lower case, without a port that the scheme implies.
-Embedder = Annotated[str, Meta(max_length=300, pattern=whole(rf"(\*|https?://{_HOST_NAME}(:[1-9][0-9]{{0,4}})?)"))]
+_EMBEDDER = said(whole(rf"(\*|https?://{_HOST_NAME}(:[1-9][0-9]{{0,4}})?)"), _LIKE_ORIGIN)
+Embedder = Annotated[str, Meta(max_length=300, pattern=_EMBEDDER)]
 Embedders = Annotated[
     list[Embedder],
     Meta(
