@@ -123,6 +123,10 @@ def test_what_is_given_back_can_be_booked_again(service: Service, operator: http
         "SELECT type, actor, data ->> 'resource_id' FROM events WHERE slot_id = %s ORDER BY seq", blocked["id"]
     )
     assert told == [("block.created", "operator", ada["id"]), ("block.removed", "operator", ada["id"])]
+    [(times,)] = service.query(
+        "SELECT data - 'resource_id' FROM events WHERE type = 'block.created' AND slot_id = %s", blocked["id"]
+    )
+    assert times == {"starts_at": blocked["starts_at"], "ends_at": blocked["ends_at"]}  # to the letter: with Z
 
 
 @pytest.mark.anyio

@@ -727,6 +727,8 @@ def test_an_offer_ends_with_the_time_for_booking(line: Line):
     offer = line.look(entry)["offer"]
     life = datetime.fromisoformat(offer["expires_at"]) - datetime.fromisoformat(offer["offered_at"])
     assert life == timedelta(minutes=5)
+    told = "SELECT data ->> 'until' FROM events WHERE type = 'waiting.offered' AND slot_id = %s"
+    assert line.service.query(told, slot_id) == [(offer["expires_at"],)]  # to the letter: with Z
     begins = datetime.now(UTC) + timedelta(minutes=3)
     soon = factories.slot_body(line.of) | {
         "starts_at": begins.isoformat(), "ends_at": (begins + timedelta(hours=1)).isoformat()
