@@ -20,10 +20,12 @@ from app.embedded import EmbeddedError, Servers, running
 # Holds the home in argv until its input ends. At Ctrl-C it reports whether both servers still answer, as an
 # application does that has requests to finish.
 HOLDER = """
-import sys
+import signal, sys
 from pathlib import Path
 import psycopg, redis
 from app.embedded import running
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever ran the tests in the background ignores it
 
 with running(Path(sys.argv[1]), fsync=False) as servers:
     try:
