@@ -8,7 +8,7 @@ import { choose, load } from "./words.js";
 
 /** The booking widget: what attributes it takes, which events it sends and how it is themed is in docs/widget.md. */
 export class HoldfastBooking extends HTMLElement {
-  static observedAttributes = ["venue", "service", "resource", "mode", "lang", "timezone"];
+  static observedAttributes = ["venue", "service", "resource", "mode", "lang", "timezone", "history"];
 
   #root = this.attachShadow({ mode: "open" });
   #visit = null;
@@ -83,6 +83,7 @@ export class HoldfastBooking extends HTMLElement {
       zone: isZone(this.getAttribute("timezone")) ? this.getAttribute("timezone") : null,
       customer: this.prefill,
       moveFocus: asButton,
+      history: !asButton && this.hasAttribute("history"),
       send: (name, detail, options) =>
         this.dispatchEvent(new CustomEvent(name, { detail, bubbles: true, composed: true, ...options })),
     });

@@ -15,6 +15,7 @@ import { wait } from "./steps/wait.js";
 import { ofDay } from "./slots.js";
 import { formats } from "./words.js";
 
+const offerId = ({ service, resources }) => (service ?? resources[0]).id;
 const STEPS = { offer: chooseOffer, person: choosePerson, time, wait, details, pay, done };
 /** A refusal of these codes means that the hold is no more, unless it has become a booking. */
 const HOLD_IS_GONE = new Set(["hold_expired", "hold_not_found", "already_resolved"]);
@@ -47,6 +48,7 @@ export class Visit {
   #taking = false;
   #released = null;
   #left = false;
+  #trail = null;
 
   constructor(frame, wishes) {
     this.#frame = frame;
@@ -84,7 +86,30 @@ export class Visit {
     this.venue = venue;
     this.showIn(this.#wishes.zone ?? this.venue.timezone);
     this.#findOffers();
-    this.#forward(this.#wishes.moveFocus);
+    const here = this.#wishes.history && (await this.#follow());
+    if (this.#left) return;
+    if (here) this.#comeTo(here, this.#wishes.moveFocus);
+    else this.#forward(this.#wishes.moveFocus);
+  }
+
+  /** Take part in the page's history, unless what it takes does not load; returns where in it the page stands. */
+  async #follow() {
+    const { Trail } = await import("./trail.js").catch(() => ({}));
+    if (Trail && !this.#left) this.#trail = new Trail(this.venue.slug, (entry) => !this.asked && this.#comeTo(entry));
+    return this.#trail?.here;
+  }
+
+  /** Show a step that was shown before. What needs a hold is no more: it was given back, and a time is to be chosen. */
+  async #comeTo({ path, chosen }, moveFocus) {
+    this.conflict = null;
+    await this.release();
+    const offer = this.offers.find((each) => offerId(each) === chosen.offer) ?? null;
+    const resource = offer?.resources.find(({ id }) => id === chosen.resource) ?? null;
+    Object.assign(this.choice, chosen, { offer, resource });
+    const step = path.at(-1);
+    const isKept = { offer: true, person: true, time: true, pay: this.booking, done: this.booking }[step];
+    if (offer || step === "offer") this.show(isKept ? step : "time", moveFocus);
+    else this.#forward(moveFocus);
   }
 
   #resume() {
@@ -102,6 +127,7 @@ export class Visit {
   /** Stop, and give back what is held, unless it may be booked by now: the dialog or the page was closed. */
   leave() {
     this.#left = true;
+    this.#trail?.stop();
     this.#stopLooking();
     this.toast.clear();
     return this.asked ? null : this.release();
@@ -186,7 +212,13 @@ export class Visit {
     else if (step !== "details") this.#stopLooking();
     this.view = STEPS[step](this);
     this.stage.replaceChildren(this.view.element);
+    this.#note();
     if (moveFocus) (this.view.focus ?? this.view.element.querySelector("h2"))?.focus();
+  }
+
+  #note() {
+    const { offer, resource, day, quantity } = this.choice;
+    this.#trail?.note(this.#step, { offer: offer && offerId(offer), resource: resource?.id, day, quantity });
   }
 
   // -- looking -------------------------------------------------------------------------------------------------------
@@ -215,6 +247,7 @@ export class Visit {
   /** Show another day. */
   async chooseDay(day) {
     this.choice.day = day;
+    this.#note();
     this.slots = new Map();
     this.#newDay = true;
     await this.readDay();

@@ -35,6 +35,7 @@ async function watch(visit, element) {
   }
   if (!element.isConnected) return;
   if (status === "confirmed") return visit.confirmed();
+  visit.booking = null;
   visit.show("time");
   visit.toast.show(visit.t("pay_ended"));
 }
