@@ -11,6 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page
 
+from app import written
 from tests import factories
 from tests.redis_servers import RedisServer
 from tests.service import CUSTOMER, Postgres, Service
@@ -89,7 +90,7 @@ def salon(service: Service, *, name: str = "Salon", capacity: int = 1, price: in
 
 
 def at(slot: dict[str, Any]) -> str:
-    return f"{datetime.fromisoformat(slot['starts_at']).astimezone(BERLIN):%H:%M}"
+    return written.clock("en", datetime.fromisoformat(slot["starts_at"]).astimezone(BERLIN))
 
 
 def fill(page: Page, name: str = "Ada Lovelace", email: str = "ada@example.com") -> None:

@@ -11,6 +11,7 @@ APP = Path(__file__).parent.parent / "app"
 ALLOWED = {
     "coalesce": {"errors"},
     "paths": set(),
+    "written": set(),
     "domain": set(),
     "errors": set(),
     "telemetry": set(),

@@ -8,10 +8,10 @@ from uuid import UUID
 
 import msgspec
 
-from app import booking, checkout
+from app import booking, checkout, written
 from app.api import pages, public, wire
 from app.api.answers import Answer
-from app.api.book_page import Page, forms_to, language_of, money, open_page
+from app.api.book_page import Page, forms_to, language_of, open_page
 from app.api.strict import ApiRequest, not_too_often
 from app.booking import BookingRequest
 from app.domain import Alternatives, Booking
@@ -84,7 +84,7 @@ def form(
         slot=slot,
         what=" · ".join(each.name for each in (slot.service, slot.resource) if each),
         when=page.times(slot.starts_at, slot.ends_at),
-        price=money(slot.price.amount, slot.price.currency) if slot.price and priced else "",
+        price=page.money(slot.price.amount, slot.price.currency) if slot.price and priced else "",
         typed=typed,
         note=note,
         errors=errors or {},
@@ -233,9 +233,8 @@ def _refused(page: Page, slot: wire.Slot, refusal: SlotUnavailable) -> tuple[str
     left, others = fields["available"], fields["alternatives"]
     options = [{"id": str(slot.id), "text": page.times(slot.starts_at, slot.ends_at)}] if left else []
     for other, _ in others if isinstance(others, Alternatives) else ():
-        when = other.starts_at.astimezone(page.zone)
-        text = f"{page.day(when.date())}, {when:%H:%M} · {other.resource_name}"
-        options.append({"id": str(other.id), "text": text})
+        when = written.moment(page.language, other.starts_at.astimezone(page.zone))
+        options.append({"id": str(other.id), "text": f"{when} · {other.resource_name}"})
     if fields["reason"] in ("closed", "past"):
         return words["over"], options
     if left:

@@ -16,12 +16,11 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from app import written
 from app.api import pages
 from app.api.answers import Answer
 from app.api.strict import ApiRequest
 from app.domain import Venue
-from app.mail.money import money_text
-from app.mail.notice import Money
 from app.pages import language
 from app.settings import STRIPE_API, Settings
 
@@ -61,11 +60,13 @@ class Page(msgspec.Struct, frozen=True):
         )
 
     def times(self, starts_at: datetime, ends_at: datetime) -> str:
-        begins, ends = starts_at.astimezone(self.zone), ends_at.astimezone(self.zone)
-        return f"{self.day(begins.date())}, {begins:%H:%M} \N{EN DASH} {ends:%H:%M}"
+        return written.span(self.language, starts_at.astimezone(self.zone), ends_at.astimezone(self.zone))
 
     def day(self, day: date) -> str:
-        return language.day_text(self.language, day)
+        return written.day(self.language, day)
+
+    def money(self, amount: int, currency: str | None) -> str:
+        return written.money(self.language, amount, currency or "")
 
 
 def language_of(request: ApiRequest) -> str:
@@ -85,7 +86,3 @@ def forms_to(settings: Settings) -> str:
 
 async def open_page(request: ApiRequest, slug: str) -> Page:
     return Page(request, await request.catalogue.venue(slug), language_of(request))
-
-
-def money(amount: int, currency: str | None) -> str:
-    return money_text(Money(amount, currency or ""))

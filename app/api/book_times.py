@@ -8,14 +8,14 @@ from uuid import UUID
 
 import msgspec
 
+from app import written
 from app.api import book_form, public, wire
 from app.api.answers import Answer
-from app.api.book_page import Page, money, open_page
+from app.api.book_page import Page, open_page
 from app.api.strict import FIRST_YEAR, LAST_YEAR, ApiRequest
 from app.catalogue import SlotFilter
 from app.domain import Service
 from app.errors import InvalidRequest, NotFound
-from app.pages import language
 
 #: Days that are shown side by side.
 DAYS = 7
@@ -90,7 +90,7 @@ def _offers(page: Page) -> list[dict[str, str]]:
 def _about(page: Page, service: Service) -> str:
     told = [page.words["minutes"].format(n=service.duration_minutes)]
     if service.price_amount:
-        told.append(money(service.price_amount, service.price_currency))
+        told.append(page.money(service.price_amount, service.price_currency))
     return " · ".join(told)
 
 
@@ -125,8 +125,8 @@ async def _show_times(page: Page, asked: Asked) -> Answer:
         days=[
             {
                 "href": page.href(**way, **{"from": begin, "day": day}) if day in free else "",
-                "weekday": language.weekday_text(page.language, day),
-                "date": language.date_text(page.language, day),
+                "weekday": written.weekday(page.language, day),
+                "date": written.day_of_month(page.language, day),
                 "chosen": day == chosen,
             }
             for day in days
@@ -203,7 +203,7 @@ async def _times(page: Page, asked: Asked, wanted: wire.SlotQuery) -> list[dict[
     return [
         {
             "href": page.href(service=asked.service, resource=asked.resource, anybody=asked.anybody, slot=slot.id),
-            "text": f"{slot.starts_at.astimezone(page.zone):%H:%M}",
+            "text": written.clock(page.language, slot.starts_at.astimezone(page.zone)),
             "note": _note(page, slot, anybody=bool(asked.anybody)),
         }
         for slot in found.values()

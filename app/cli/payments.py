@@ -125,7 +125,6 @@ def lines(payment: "Payment") -> list[tuple[str, str]]:
 
 
 def amount(payment: "Payment") -> str:
-    from app.mail.money import money_text
-    from app.mail.notice import Money
+    from app import written
 
-    return money_text(Money(payment.amount, payment.currency))
+    return written.money("en", payment.amount, payment.currency)

@@ -8,14 +8,15 @@ from email.policy import SMTP
 from email.utils import format_datetime, parseaddr
 from functools import cache
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from app import written
 from app.mail.calendar import calendar_entry
-from app.mail.money import money_text
-from app.mail.notice import MailRefused, Notice
-from app.mail.text import one_line, short_when, when
+from app.mail.notice import MailRefused, Money, Notice
+from app.mail.text import one_line
 
 #: Longer names are cut in the subject: a list of mails shows no more, and the body has all of it.
 SUBJECT_NAME = 60
@@ -97,8 +98,7 @@ def _header(text: str) -> str:
 def _words(notice: Notice) -> Words:
     what = one_line(notice.resource_name)
     return Words(
-        subject=f"{_SUBJECTS[notice.kind]}: {one_line(what, SUBJECT_NAME)}, "
-        f"{short_when(notice.starts_at, notice.venue.timezone)}",
+        subject=f"{_SUBJECTS[notice.kind]}: {one_line(what, SUBJECT_NAME)}, {_short(notice, notice.starts_at)}",
         heading=_HEADINGS[notice.kind],
         venue=one_line(notice.venue.name),
         greeting=f"Hello {one_line(notice.customer.name) or 'there'},",
@@ -106,9 +106,9 @@ def _words(notice: Notice) -> Words:
         facts=[
             ("What", what),
             ("Where", one_line(notice.venue.name)),
-            ("When", when(notice.starts_at, notice.ends_at, notice.venue.timezone)),
+            ("When", written.span_in_zone("en", notice.starts_at, notice.ends_at, notice.venue.timezone)),
             ("Places", str(notice.quantity)),
-            *([("Price", money_text(notice.price))] if notice.price else []),
+            *([("Price", _money(notice.price))] if notice.price else []),
             *_reference(notice),
         ],
         link=notice.link,
@@ -119,7 +119,15 @@ def _words(notice: Notice) -> Words:
 def _reference(notice: Notice) -> list[tuple[str, str]]:
     if notice.held_until is None:
         return [("Booking", str(notice.booking_id))]
-    return [("Until", short_when(notice.held_until, notice.venue.timezone))]
+    return [("Until", _short(notice, notice.held_until))]
+
+
+def _short(notice: Notice, at: datetime) -> str:
+    return written.short_moment("en", at.astimezone(ZoneInfo(notice.venue.timezone)))
+
+
+def _money(money: Money) -> str:
+    return written.money("en", money.amount, money.currency)
 
 
 _SUBJECTS = {
@@ -174,7 +182,7 @@ def _money_back(notice: Notice) -> list[str]:
         return []
     if notice.refund.status == "waived":
         return ["Under the venue's cancellation policy, the price is not refunded."]
-    money = money_text(notice.refund.money)
+    money = _money(notice.refund.money)
     return [f"You get {money} back, the same way as you paid. Banks can take up to ten days to show it."]
 
 

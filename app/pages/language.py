@@ -4,7 +4,6 @@ A catalogue per language under `languages/`; all have the same names and placeho
 """
 
 from collections.abc import Mapping
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,19 +40,3 @@ def words(language: str) -> Mapping[str, Any]:
     """Read what the pages say in a language."""
     found: Mapping[str, Any] = msgspec.json.decode((_CATALOGUES / f"{language}.json").read_bytes())
     return found
-
-
-def day_text(language: str, day: date) -> str:
-    """Tell a day as people say it: `Saturday, 28 November`. The process's locale is the server's, not the reader's."""
-    text: str = words(language)["day"]
-    return text.format(weekday=weekday_text(language, day), date=date_text(language, day))
-
-
-def weekday_text(language: str, day: date) -> str:
-    text: str = words(language)["weekdays"][day.weekday()]
-    return text
-
-
-def date_text(language: str, day: date) -> str:
-    text: str = words(language)["date"]
-    return text.format(day=day.day, month=words(language)["months"][day.month - 1])

@@ -1,8 +1,11 @@
-// The venue's wall clock: the calendar shows its zone, whatever the browser's.
+// The venue's wall clock: the calendar shows its zone, whatever the browser's. And its money.
+import { money as write } from "../written.js";
 import { addDays, offset, wall } from "../zone.js";
 
 const LANGUAGE = "en-GB";
 const formats = new Map();
+
+export const money = (price) => write(LANGUAGE, price);
 
 function format(zone, options) {
   const key = zone + JSON.stringify(options);

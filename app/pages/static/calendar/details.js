@@ -1,7 +1,7 @@
 // What a click on an entry opens: who it is, and what can be done about it.
 import { call } from "../operator/call.js";
 import { el, facts } from "../operator/dom.js";
-import { moment, span, time } from "./clock.js";
+import { money, moment, span, time } from "./clock.js";
 import { isUnpaid, words } from "./entries.js";
 import { moveForm } from "./move.js";
 import { openSheet } from "./sheet.js";
@@ -53,11 +53,6 @@ async function showBooking(sheet, entry, page) {
 function metadata(given) {
   const pairs = Object.entries(given).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
   return pairs.length ? facts(pairs) : null;
-}
-
-function money({ amount, currency }) {
-  const format = new Intl.NumberFormat("en-GB", { style: "currency", currency });
-  return format.format(amount / 10 ** format.resolvedOptions().maximumFractionDigits);
 }
 
 function price(booking, slot) {

@@ -1,7 +1,8 @@
 // What the pages of customers share who came by a link with a token: the words of their language, and calls of the API.
 // The token stands behind the `#` of the address: the browser sends it to nobody, and this page only in a header.
 
-import { addDays, instantOf } from "../zone.js";
+import { formats, money as writeMoney } from "../written.js";
+import { addDays, dayOf, instantOf } from "../zone.js";
 
 const root = document.querySelector("#booking");
 
@@ -114,15 +115,15 @@ export async function slots(query) {
 
 // -- times and money ---------------------------------------------------------------------------------------------------
 
-export const money = ({ amount, currency }) => {
-  const format = new Intl.NumberFormat(language, { style: "currency", currency });
-  return format.format(amount / 10 ** format.resolvedOptions().maximumFractionDigits);
+const formatOf = new Map();
+const inZone = (timeZone) => {
+  if (!formatOf.has(timeZone)) formatOf.set(timeZone, formats(language, timeZone));
+  return formatOf.get(timeZone);
 };
-export const clock = (at, timeZone) =>
-  new Date(at).toLocaleTimeString(language, { hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone });
-export const dayText = (at, timeZone) =>
-  new Date(at).toLocaleDateString(language, { weekday: "long", day: "numeric", month: "long", timeZone });
-export const when = (at, timeZone) => `${dayText(at, timeZone)}, ${clock(at, timeZone)}`;
+export const money = (price) => writeMoney(language, price);
+export const clock = (at, timeZone) => inZone(timeZone).time(at);
+export const dayText = (at, timeZone) => inZone(timeZone).day(dayOf(at, timeZone));
+export const when = (at, timeZone) => inZone(timeZone).moment(at);
 export const what = (slot) => (slot.service ? `${slot.service.name} · ${slot.resource.name}` : slot.resource.name);
 
 /** The instant at which a day begins on a zone's wall. */

@@ -1,6 +1,7 @@
 // What did not end well by itself: jobs that failed, webhooks that nobody took, payments that a person must look at.
 import { call } from "../operator/call.js";
 import { el } from "../operator/dom.js";
+import { money } from "../written.js";
 import { act } from "./ask.js";
 import { every } from "./every.js";
 import { keep, say } from "./keep.js";
@@ -49,17 +50,11 @@ panel("#due-refunds", `/v1/payments?refund_status=due&limit=${MOST}`, "No refund
 });
 
 function payment(paid) {
-  const { amount, currency } = paid.amount;
-  const money = (amount / 10 ** digits(currency)).toLocaleString("en-GB", { style: "currency", currency });
   return {
-    what: `${money}, ${paid.status}`,
+    what: `${money("en-GB", paid.amount)}, ${paid.status}`,
     why: `refund ${paid.refund_status}${paid.refund_reason ? `: ${paid.refund_reason}` : ""} · ${clock(paid.created_at)}`,
     about: `payment ${paid.id}`,
   };
-}
-
-function digits(currency) {
-  return new Intl.NumberFormat("en", { style: "currency", currency }).resolvedOptions().maximumFractionDigits;
 }
 
 /** Follow a list of one kind. `told` says what a row shows, and what its button does if it has one. */

@@ -17,7 +17,8 @@ export class HoldfastBooking extends HTMLElement {
 
   connectedCallback() {
     this.#root.adoptedStyleSheets = [sheet];
-    this.#root.replaceChildren(h("slot")); // what stands inside the element is seen until there is something better
+    // What stands inside the element is seen until there is something better.
+    this.#root.replaceChildren(h("slot"));
     addEventListener("pagehide", this.#left);
     addEventListener("pageshow", this.#backAgain);
     this.#begin();
@@ -67,7 +68,8 @@ export class HoldfastBooking extends HTMLElement {
   #build(t, locale) {
     this.#end();
     if (!this.getAttribute("venue")) {
-      const missing = "holdfast-booking: the attribute venue is missing"; // for whoever makes the page, not its visitors
+      // For whoever makes the page, not its visitors.
+      const missing = "holdfast-booking: the attribute venue is missing";
       console.error(missing);
       this.#root.replaceChildren(missing);
       return;

@@ -1,7 +1,8 @@
 // The steps of a visit as entries of the page's history: the browser's Back goes one step back, and a reload stays.
 
 const DEPTH = { offer: 0, person: 1, time: 2 };
-const depth = (step) => DEPTH[step] ?? 3; // the steps that follow the time take each other's place
+// The steps that follow the time take each other's place.
+const depth = (step) => DEPTH[step] ?? 3;
 
 export class Trail {
   #venue;

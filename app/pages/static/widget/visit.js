@@ -1,6 +1,7 @@
 // A visit: what has been chosen, what is held, and which step is shown. The steps draw; what happens is decided here.
 
 import { newKey } from "../key.js";
+import { formats } from "../written.js";
 import { dayOf } from "../zone.js";
 import { call, GivenUp, persist, Refused } from "./api.js";
 import { button, h } from "./dom.js";
@@ -13,7 +14,6 @@ import { Toast } from "./steps/parts.js";
 import { time } from "./steps/time.js";
 import { wait } from "./steps/wait.js";
 import { ofDay } from "./slots.js";
-import { formats } from "./words.js";
 
 const offerId = ({ service, resources }) => (service ?? resources[0]).id;
 const STEPS = { offer: chooseOffer, person: choosePerson, time, wait, details, pay, done };

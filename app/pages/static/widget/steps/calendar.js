@@ -18,7 +18,8 @@ export function calendar(visit, choose) {
   function show(day) {
     shown = day;
     if (!picker) return;
-    if (day < picker.min) picker.min = day; // the service knows it to be free: the visitor's clock is ahead
+    // The service knows it to be free: the visitor's clock is ahead.
+    if (day < picker.min) picker.min = day;
     picker.value = picker.focusedDate = day;
     picker.turn?.(day);
   }

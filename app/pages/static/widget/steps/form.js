@@ -21,7 +21,8 @@ export function whoForm(visit, send) {
     event.preventDefault();
     if (event.submitter?.hasAttribute("aria-disabled") || !isRight(form)) return;
     lock(form, true);
-    actions.querySelectorAll("button").forEach((each) => each.setAttribute("aria-disabled", "true")); // keeps the focus
+    // Keeps the focus.
+    actions.querySelectorAll("button").forEach((each) => each.setAttribute("aria-disabled", "true"));
     send(event.submitter?.value);
   });
   const offer = (buttons, locked = false) => {
