@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import expect
 
 from app.domain import BookingStatus, RefundStatus
-from app.pages import language
+from app.pages import assets, language
 from tests import factories
 from tests.browser import PHONE, Windows, another_site, chromium, windows
 from tests.salon import BERLIN, EVIL, at, booked, client, fields, fill, salon, shop
@@ -37,7 +37,7 @@ def test_booking_with_links_and_a_form_alone(shop: Shop, windows: Windows) -> No
     page = window.page(here.url)
     expect(page.get_by_role("heading", level=1)).to_have_text(EVIL)
     page.get_by_role("link", name=f"Cut {EVIL}").click()
-    page.get_by_role("link", name="Anybody who is free").click()
+    page.get_by_role("link", name="Anyone").click()
     first = here.slots["Ben"][0]
     expect(page.locator(".times a")).to_have_count(3)  # each time once, whoever has it
     page.get_by_role("link", name=at(first)).click()
@@ -133,7 +133,7 @@ def test_sending_a_form_twice_books_once(shop: Shop, client: httpx.Client) -> No
 
 def test_who_loses_the_race_keeps_what_was_typed_and_is_offered_more(shop: Shop, windows: Windows) -> None:
     here = salon(shop.service)
-    slot = here.slots["Ben"][0]
+    slot = here.slots["Ben"][1]
     window = windows(java_script_enabled=False)
     window.expects("409")
     page = window.page(here.form(slot))
@@ -141,9 +141,14 @@ def test_who_loses_the_race_keeps_what_was_typed_and_is_offered_more(shop: Shop,
     with factories.client(shop.service) as rival:
         factories.booking(rival, slot["id"])
     page.get_by_role("button", name="Book").click()
-    expect(page.get_by_role("alert")).to_contain_text("Somebody else was faster. Nothing was booked.")
+    expect(page.get_by_role("alert")).to_contain_text("Somebody was faster. Nothing was booked.")
     expect(page.get_by_label("Name")).to_have_value("Grace Hopper")
     expect(page.get_by_label("E-mail")).to_have_value("grace@example.com")
+    starts = {each["id"]: each["starts_at"] for of in here.slots.values() for each in of}
+    offered = [starts[each.get_attribute("value") or ""] for each in page.get_by_role("radio").all()]
+    assert offered == sorted(offered)
+    nearest = page.get_by_role("radio", checked=True).get_attribute("value")
+    assert nearest in [each["id"] for each in here.slots["Ben"]]  # though Ada has an earlier time
     page.get_by_role("radio", name=at(here.slots["Ben"][2])).check()
     page.get_by_role("button", name="Book").click()
     expect(page.get_by_role("heading", name="Your booking is confirmed")).to_be_visible()
@@ -290,6 +295,25 @@ def test_all_languages_say_the_same(of: str) -> None:
     english, other = language.words("en"), language.words(of)
     assert list(other) == list(english)
     assert {name: places(text) for name, text in other.items()} == {n: places(t) for n, t in english.items()}
+
+
+#: What both ways to book say, by its name in the pages' words and in the widget's.
+SAME = {
+    "what": "choose_offer", "who": "choose_person", "when": "choose_time", "nothing_here": "nothing_offered",
+    "anybody": "anyone", "places": "quantity", "name": "name", "email": "email", "phone": "phone",
+    "optional": "optional", "details": "details", "book": "confirm", "book_pay_there": "confirm_unpaid", "pay": "pay",
+    "pay_now": "pay_and_book", "number": "number", "another": "another", "none_that_day": "none_that_day",
+    "next_free": "next_free", "instead": "alternatives", "again": "try_again", "add_to_calendar": "calendar_file",
+    "cancel": "cancel_booking",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", language.LANGUAGES)
+def test_with_and_without_javascript_the_same_is_called_the_same(of: str) -> None:
+    script = assets.all_assets()[f"widget/words/{of}.js"].body.decode()
+    widget = dict(re.findall(r'^(\w+): "(.*)",$', script, re.MULTILINE))
+    words = language.words(of)
+    assert {name: words[name] for name in SAME} == {name: widget[other] for name, other in SAME.items()}
 
 
 @pytest.mark.parametrize("of", language.LANGUAGES)

@@ -162,7 +162,7 @@ def test_after_a_booking_nothing_is_sent_again(operator: httpx.Client, start: An
     fill_in(page)
     book(page)
     is_booked(page)
-    page.get_by_role("button", name="Book another").click()
+    page.get_by_role("button", name="Book something else").click()
     shows(page, "When?")
     page.go_back()
     page.wait_for_url("**/checkout/thanks")

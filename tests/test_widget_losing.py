@@ -101,6 +101,22 @@ def test_s4_8_whoever_was_slower_gets_alternatives_and_keeps_his_details(
     assert_slot_holds(with_redis, confirmed["slot"]["id"], 1, 1)
 
 
+def test_what_is_free_instead_stands_in_order_of_time(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
+    slots = make_tour(operator)
+    window = windows()
+    window.expects("409")
+    page = embed(window, slots[0]["venue"])
+    snatch(page, operator, slots[2])
+    time_of(page, slots[2]).click()
+    alternatives = page.get_by_role("group", name="These are still free").get_by_role("button")
+    expect(alternatives).to_have_count(3)
+    [conflict] = heard(page, "slot-conflict")
+    assert conflict["alternatives"][0]["id"] != slots[0]["id"]  # the service tells the nearest first
+    alternatives.first.click()
+    expect(page.get_by_text("Held for you")).to_be_visible()
+    assert heard(page, "slot-held")[0]["slot"]["id"] == slots[0]["id"]
+
+
 def test_to_whom_anyone_will_do_a_colleague_is_as_good(
     with_redis: Service, operator: httpx.Client, windows: Windows, embed: Embed
 ) -> None:
@@ -281,7 +297,9 @@ def test_what_is_sold_out_is_waited_for(
     assert [each["customer"]["email"] for each in waiting] == ["ada@example.com"]
     [joined] = heard(page, "waiting-list-joined")
     assert (joined["slot"]["id"], joined["position"]) == (slot["id"], 1)
-    page.get_by_role("button", name="Back").last.click()
+    back = page.get_by_role("button", name="Back")  # one and no more
+    expect(back).to_be_focused()
+    back.click()
     time_of(page, other).click()
     [booking] = bookings(operator, other["id"])
     assert operator.post(f"/v1/bookings/{booking['id']}/cancel").status_code == 200

@@ -228,13 +228,18 @@ def _done(page: Page, slot: wire.Slot, made: Booking, token: str) -> Answer:
 
 
 def _refused(page: Page, slot: wire.Slot, refusal: SlotUnavailable) -> tuple[str, list[dict[str, str]]]:
-    """Say why it cannot be had, and what can: the same time for fewer, then what the refusal offers."""
+    """Say why it cannot be had, and what can: the same time for fewer, then what the refusal offers, in order of time.
+    Of those the nearest is chosen beforehand.
+    """
     words, fields = page.words, refusal.fields
     left, others = fields["available"], fields["alternatives"]
-    options = [{"id": str(slot.id), "text": page.times(slot.starts_at, slot.ends_at)}] if left else []
-    for other, _ in others if isinstance(others, Alternatives) else ():
+    same = {"id": str(slot.id), "text": page.times(slot.starts_at, slot.ends_at), "checked": "checked"}
+    nearest = [other for other, _ in others] if isinstance(others, Alternatives) else []
+    options = [same] if left else []
+    for other in sorted(nearest, key=lambda each: each.starts_at):
         when = written.moment(page.language, other.starts_at.astimezone(page.zone))
-        options.append({"id": str(other.id), "text": f"{when} · {other.resource_name}"})
+        checked = "checked" if other is nearest[0] and not left else ""
+        options.append({"id": str(other.id), "text": f"{when} · {other.resource_name}", "checked": checked})
     if fields["reason"] in ("closed", "past"):
         return words["over"], options
     if left:

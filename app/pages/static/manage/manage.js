@@ -225,6 +225,7 @@ async function refused(error, before) {
   if (code !== "slot_unavailable") throw error;
   render(say("move_taken", { when: before }), "warn");
   const others = error.problem.alternatives.filter((each) => each.id !== slot.id);
+  others.sort((a, b) => (a.starts_at < b.starts_at ? -1 : 1)); // the service tells the nearest first
   if (!others.length) return undefined;
   const choices = others.map((each) => h("li", {}, button(`${when(each.starts_at, each.timezone)} · ${each.resource.name}`, () => askToMove(each))));
   document.querySelector("#move").replaceChildren(h("div", { className: "panel" }, h("h3", {}, words.instead), h("ul", { className: "choices" }, choices)));

@@ -195,7 +195,9 @@ function showZone(visit, parts) {
 function lostPanel(visit) {
   const { t, format, conflict } = visit;
   const label = (slot) => [h("span", {}, `${format.date(slot.starts_at)}, ${format.time(slot.starts_at)}`), h("small", {}, slot.resource.name)];
-  const offers = conflict.alternatives.map((slot) =>
+  // The service tells the nearest first.
+  const inOrder = [...conflict.alternatives].sort((a, b) => (a.starts_at < b.starts_at ? -1 : 1));
+  const offers = inOrder.map((slot) =>
     h("li", {}, button(label(slot), () => visit.take([slot]), { class: "time free", part: "time alternative" })),
   );
   return h(

@@ -1,6 +1,6 @@
 // The waiting list of a time that is sold out.
 
-import { button, h } from "../dom.js";
+import { h } from "../dom.js";
 import { whoForm } from "./form.js";
 import { summary, top } from "./parts.js";
 
@@ -14,9 +14,8 @@ export function wait(visit) {
   const joined = ({ position, customer }) => {
     note.setAttribute("role", "status");
     note.textContent = t("wait_done", { n: position, email: customer.email });
-    const back = button(t("back"), () => visit.back());
-    who.form.replaceWith(back);
-    back.focus();
+    who.form.remove();
+    element.querySelector(".back").focus();
   };
   again();
   return { element, again, joined, wrong: who.wrong };
