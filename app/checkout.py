@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
-from app import booking, places
+from app import booking, places, written
 from app.booking import BookingRequest
 from app.claims import claimed
 from app.domain import Booking, Caller, Payment
@@ -169,7 +169,7 @@ def _session_params(
         "slot_id": str(offer.slot_id),
         "quantity": str(order.quantity),
     }
-    base = engine.settings.public_url
+    ours_after = f"{engine.settings.public_url}/checkout/{{}}?venue={offer.venue}"
     return {
         "mode": "payment",
         # A card is paid or declined at once. Slower ways would keep places for days (T-25).
@@ -185,14 +185,14 @@ def _session_params(
                     "currency": (offer.price_currency or "").lower(),
                     "unit_amount": offer.price_amount,
                     "product_data": {
-                        "name": f"{offer.what}, {begins:%a %d %b %Y, %H:%M}",
+                        "name": f"{offer.what}, {written.short_moment('en', begins)}",
                         "description": offer.venue_name,
                     },
                 },
             }
         ],
-        "success_url": way.success_url or f"{base}/checkout/thanks",
-        "cancel_url": way.cancel_url or f"{base}/checkout/cancelled",
+        "success_url": way.success_url or ours_after.format("thanks"),
+        "cancel_url": way.cancel_url or ours_after.format("cancelled"),
         "expires_at": int(time.time()) + SESSION_MINUTES * 60,
     }
 

@@ -73,6 +73,7 @@ ALLOWED = {
         "settlement",
         "telemetry",
         "tokens",
+        "written",
     },
     "appointments": {"booking", "domain", "engine", "errors", "ledger", "mirror", "tokens"},
     "reschedule": {

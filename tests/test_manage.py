@@ -16,7 +16,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests import factories
 from tests.browser import DESKTOP, PHONE, Windows, assert_accessible, chromium, windows
-from tests.salon import MORNING, at, booked, client, fill, managed, salon, shop
+from tests.salon import MORNING, at, booked, client, fields, fill, managed, salon, shop
 from tests.service import CUSTOMER, eventually
 from tests.shop import Shop
 
@@ -228,16 +228,18 @@ def test_the_entry_for_a_calendar(shop: Shop, windows: Windows, client: httpx.Cl
 
 
 def test_a_place_that_was_waited_for_is_taken(shop: Shop, windows: Windows, client: httpx.Client) -> None:
-    here = salon(shop.service)
+    here = salon(shop.service, price=2500)
     slot = here.slots["Ben"][0]
     made, _ = managed(here, slot)
     grace = {"name": "Grace Hopper", "email": "grace@example.com"}
     entry = factories.made(client.post("/v1/waiting-list", json={"slot_id": slot["id"], "customer": grace}))
     page = windows().page(f"{shop.service.url}/offer/{entry['id']}#{entry['token']}")
     expect(page.get_by_text("Your place in the line: 1.")).to_be_visible()
+    expect(page.get_by_text("€25.00, to be paid on site")).to_be_visible()
     client.post(f"/v1/bookings/{made['id']}/cancel", headers={"Manage-Token": made["manage_token"]})
     page.reload()
     expect(page.get_by_text("Kept for you until")).to_be_visible()
+    expect(page.get_by_text("€25.00, to be paid on site")).to_be_visible()
     page.get_by_role("button", name="Book it").click()
     expect(page.get_by_role("link", name="View, move or cancel the booking")).to_be_visible()
     assert [name for _, name, _ in booked(shop.service, slot)] == ["Grace Hopper"]
@@ -262,8 +264,28 @@ def test_a_place_that_was_waited_for_is_left_to_the_next_one(
     page = windows().page(f"{shop.service.url}/offer/{first['id']}#{first['token']}")
     page.get_by_role("button", name="Leave it to the next one").click()
     expect(page.get_by_text("The next one is asked.")).to_be_visible()
+    expect(page.get_by_role("link", name="Book something else")).to_have_attribute("href", f"/book/{here.slug}")
+    page.reload()
+    expect(page.get_by_role("link", name="Book something else")).to_be_visible()
     next_one = client.get(f"/v1/waiting-list/{second['id']}", headers={"Waiting-Token": second["token"]}).json()
     assert next_one["status"] == "offered"
+
+
+def test_every_page_leads_on(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service, name="Anna & Ben")
+    for path in ("/checkout/thanks", "/checkout/cancelled"):
+        told = client.get(path, params={"venue": here.slug}).text
+        assert f'href="/book/{here.slug}"' in told
+        assert "Back to Anna &amp; Ben" in told
+        for unknown in ("", "nobody", "\0", "x" * 500):
+            answer = client.get(path, params={"venue": unknown})
+            assert (answer.status_code, 'href="/"' in answer.text) == (200, True)
+    assert 'href="/"' in client.get("/book/nobody").text
+    paid = salon(shop.service, payment="required", price=2500)
+    sent = client.post(f"/book/{paid.slug}", data=fields(paid, paid.slots["Ben"][0]))
+    session = shop.stripe.session(sent.headers["location"].rpartition("/")[2])
+    assert session["success_url"].endswith(f"/checkout/thanks?venue={paid.slug}")
+    assert session["cancel_url"].endswith(f"/checkout/cancelled?venue={paid.slug}")
 
 
 # -- every page -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from app import engine as engine_module
-from app import waiting
+from app import waiting, written
 from app.cli import cli, stores
 from app.cli.doctor import INVARIANTS
 from app.cli.failing import DONE, NOT_FOUND, guarded
@@ -779,7 +779,7 @@ def test_a_payment_that_never_came_makes_room_and_the_letter_says_how_to_take_it
     assert body is not None
     text = body.get_content()
     until = datetime.fromisoformat(offer["expires_at"]).astimezone(BERLIN)
-    assert f"{until:%H:%M}" in text
+    assert written.clock("en", until) in text
     [(entry_id, waiting_token)] = re.findall(r"^http\S+/offer/(\S+)#(\S+)\r?$", text, re.MULTILINE)
     assert (entry_id, waiting_token) == (entry["id"], entry["token"])
     token = look(shop, entry)["offer"]["hold_token"]

@@ -10,6 +10,7 @@ from litestar.params import FromPath
 
 from app.api import book_form, book_page, book_times, pages
 from app.api.strict import ApiRequest
+from app.domain import Venue
 from app.errors import InvalidRequest, NotFound, Problem
 from app.pages import language
 
@@ -39,10 +40,13 @@ def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any
     return _told(request, error.status_code, known.get(error.status_code, "failed"))
 
 
-def _told(request: Request[Any, Any, Any], status: int, what: str, again: str = "") -> Response[Any]:
+def _told(
+    request: Request[Any, Any, Any], status: int, what: str, again: str = "", venue: Venue | None = None
+) -> Response[Any]:
+    """Tell something, and lead on: to the same `again`, to the venue, or at least to the front page."""
     chosen = language.choose(request.query_params.get("lang"), request.headers.get("accept-language", ""))
     words = language.words(chosen)
-    values = {"title": words[f"{what}_title"], "text": words[what], "again": again}
+    values = {"title": words[f"{what}_title"], "text": words[what], "again": again, "venue": venue}
     # In anybody's frame: whose it would be is not always known, and it can do nothing but tell.
     return pages.page("told.html", status=status, framed_by="*", w=words, lang=chosen, **values)
 
@@ -90,13 +94,21 @@ async def offer(request: ApiRequest, entry_id: FromPath[str]) -> Response[Any]:
 @route("/checkout/thanks", http_method=_READ, include_in_schema=False)
 async def thanks(request: ApiRequest) -> Response[Any]:
     """Thank whoever comes back from paying. It promises nothing: only the webhook knows what was paid."""
-    return _told(request, 200, "thanks")
+    return _told(request, 200, "thanks", venue=await _venue_of(request))
 
 
 @route("/checkout/cancelled", http_method=_READ, include_in_schema=False)
 async def gave_up(request: ApiRequest) -> Response[Any]:
     """Tell whoever did not pay what becomes of the places."""
-    return _told(request, 200, "unpaid")
+    return _told(request, 200, "unpaid", venue=await _venue_of(request))
+
+
+async def _venue_of(request: ApiRequest) -> Venue | None:
+    """Find where somebody comes from. He is told what he has come for also when that is not known, or not now."""
+    try:
+        return await request.catalogue.venue(request.query_params.get("venue", ""))
+    except Problem:
+        return None
 
 
 @route("/", http_method=_READ, include_in_schema=False)

@@ -1,7 +1,7 @@
 // A place that became free for somebody who waits: take it, or leave it to the next one.
 
 import { newKey } from "../key.js";
-import { button, call, card, facts, h, named, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
+import { button, call, card, facts, h, money, named, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
 
 const path = `/v1/waiting-list/${named.id}`;
 const proof = { "Waiting-Token": named.token };
@@ -29,6 +29,7 @@ function render(slot, venue) {
         [words.fact_where, venue.name],
         [words.fact_when, slot && when(slot.starts_at, slot.timezone)],
         [words.places, String(entry.quantity)],
+        [words.fact_price, (open || entry.status === "waiting") && price(slot, venue)],
         [words.name, entry.customer.name],
       ]),
       h(
@@ -37,9 +38,16 @@ function render(slot, venue) {
         open ? button(words.offer_leave, () => guarded(leave)) : null,
         open ? button(venue.payment === "required" ? words.pay : words.offer_take, (event) => take(event.target, venue), "primary") : null,
         entry.status === "waiting" ? button(words.offer_leave_line, () => guarded(leave)) : null,
+        open || entry.status === "waiting" ? null : onward(),
       ),
     ),
   );
+}
+
+function price(slot, venue) {
+  if (!slot?.price?.amount) return "";
+  const due = money({ ...slot.price, amount: slot.price.amount * entry.quantity });
+  return venue.payment === "required" ? due : say("to_pay", { money: due });
 }
 
 function told(open, slot) {
@@ -47,6 +55,8 @@ function told(open, slot) {
   if (entry.status === "waiting") return note(say("offer_waiting", { n: entry.position }));
   return note(words[{ booked: "offer_booked", left: "offer_left" }[entry.status] ?? "offer_lapsed"]);
 }
+
+const onward = () => h("a", { className: "button primary", href: `/book/${entry.venue}` }, words.another);
 
 function take(clicked, venue) {
   clicked.disabled = true;
@@ -69,7 +79,7 @@ async function pay(body) {
 
 async function leave() {
   await call("DELETE", path, { headers: proof });
-  show(card(words.offer_title, note(words.offer_left)));
+  show(card(words.offer_title, note(words.offer_left), h("p", { className: "buttons" }, onward())));
 }
 
 async function guarded(action) {
