@@ -158,6 +158,17 @@ def test_a_race_is_told_in_the_figures_of_metrics(
     expect(label).to_have_count(1)
 
 
+def test_a_plot_says_that_it_only_begins(shown: Service, windows: Windows) -> None:
+    window = windows()
+    window.context.clock.install()
+    page = console(shown, window)
+    begins = page.locator("#figures").get_by_text("Fills from now on")
+    expect(begins).to_have_count(8)
+    expect(begins.first).to_be_visible()
+    page.clock.fast_forward(61_000)
+    expect(begins.first).to_be_hidden()
+
+
 def test_figures_are_worked_out_as_prometheus_does(shown: Service, windows: Windows) -> None:
     """Counters that begin anew, and quantiles of the requests between two readings only."""
     page = console(shown, windows())

@@ -149,6 +149,48 @@ def test_a_booking_of_somebody_else_appears_by_itself(salon: Salon, window: Wind
     expect(entry(page, "Ada")).to_have_count(0)
 
 
+def test_a_week_is_readable_on_a_phone(salon: Salon, windows: Windows) -> None:
+    """It is scrolled sideways, beside the hours, and begins with the chosen day."""
+    salon.book(salon.anna, 10)
+    page = open_calendar(seeing(windows(size=PHONE)), salon, "week")
+    shown = entry(page, re.compile("Ada Lovelace"))
+    expect(shown).to_be_in_viewport(ratio=0.9)
+    assert (shown.bounding_box() or {"width": 0})["width"] > 90
+    hour = page.locator(".ec-body .ec-sidebar time").filter(has_text="10:00")
+    expect(hour).to_be_in_viewport()
+    page.locator(".ec-main").evaluate("each => { each.scrollLeft = 0 }")
+    expect(page.get_by_text(re.compile("^Mon"))).to_be_in_viewport()
+    expect(hour).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_hours_can_be_told_apart_where_time_is_free(
+    salon: Salon, windows: Windows, scheme: Literal["light", "dark"]
+) -> None:
+    """WCAG 1.4.11, of which axe-core knows nothing."""
+    page = open_calendar(seeing(windows(scheme=scheme)), salon)
+    expect(page.locator(".ec-bg-event").first).to_be_visible()
+    lines = page.locator(".ec-body .ec-events").evaluate("each => getComputedStyle(each, '::after').backgroundImage")
+    colour = "each => getComputedStyle(each).backgroundColor"
+    for surface in (".ec-bg-event", ".ec-body .ec-day"):
+        assert contrast(lines, page.locator(surface).first.evaluate(colour)) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """Tell that of two colours, each the first `rgb()` in a text, as WCAG 2 defines it."""
+
+    def luminance(text: str) -> float:
+        found = re.search(r"rgba?\((\d+), (\d+), (\d+)", text)
+        assert found, text
+        parts = [int(part) / 255 for part in found.groups()]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
 def test_it_opens_on_the_venues_today(salon: Salon, windows: Windows) -> None:
     for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):  # between them it is never the same day
         venue = factories.venue(salon.operator, timezone=zone)["slug"]

@@ -101,6 +101,14 @@ function go(changes) {
   calendar.setOption("date", `${first}T00:00:00`);
   draw();
   soon();
+  if (state.view === "week") requestAnimationFrame(showDay);
+}
+
+/** Of a week that has no room for all its days, show the chosen one. */
+function showDay() {
+  const days = (Date.parse(state.date) - Date.parse(range().first)) / DAY_MS;
+  const head = $("calendar").querySelectorAll(".ec-header .ec-col-head")[days];
+  if (head) head.closest(".ec-main").scrollLeft = head.offsetLeft - head.closest(".ec-header").querySelector(".ec-sidebar").offsetWidth;
 }
 
 // -- what is done -----------------------------------------------------------------------------------------------------
@@ -182,7 +190,12 @@ function build() {
     slotEventOverlap: false,
     slotHeight: 36,
     displayEventEnd: false,
-    views: { listDay: { displayEventEnd: true } },
+    views: {
+      listDay: { displayEventEnd: true },
+      // Where there is no room for all of them they are scrolled, under the days and beside the hours.
+      timeGridWeek: { columnWidth: "minmax(7rem, 1fr)" },
+      resourceTimeGridDay: { columnWidth: "minmax(7rem, 1fr)" },
+    },
     slotLabelFormat: { hour: "2-digit", minute: "2-digit", hourCycle: "h23" },
     eventTimeFormat: { hour: "2-digit", minute: "2-digit", hourCycle: "h23" },
     dayHeaderFormat: { weekday: "short", day: "numeric" },

@@ -9,6 +9,8 @@ import { number } from "./words.js";
 const KEPT = 300;
 const WINDOW_SECONDS = 600;
 const HEIGHT = 150;
+/** The service keeps no history: so long a plot says that it is only beginning. */
+const BEGINNING_SECONDS = 60;
 /** Two readings that are farther apart have a gap between them: nobody looked. */
 const GAP_SECONDS = 65;
 
@@ -26,12 +28,13 @@ export function plots(container) {
 function card(container, figure) {
   const data = [[], ...figure.series.map(() => [])];
   const canvas = el("div", { class: "plot", role: "img", "aria-label": `${figure.title}: nothing yet` });
+  const beginning = el("p", { class: "quiet beginning" }, "Fills from now on");
   const rows = figure.series.map((series, n) => row(series.label, n));
   const heading = el("h3", { id: `figure-${figure.id}` }, figure.title, " ", el("small", {}, figure.unit));
   container.append(
     el(
       "article", { class: "card figure", "aria-labelledby": heading.id, "data-figure": figure.id },
-      heading, el("p", { class: "quiet" }, figure.about), canvas, table(figure, rows),
+      heading, el("p", { class: "quiet" }, figure.about), el("div", { class: "frame" }, canvas, beginning), table(figure, rows),
     ),
   );
   const plot = draw(canvas, figure, data);
@@ -41,6 +44,7 @@ function card(container, figure) {
       const values = figure.series.map((series) => (tooOld ? null : series.value(before, now)));
       push(data, now.at, values);
       plot.setData(data);
+      beginning.hidden = now.at - data[0][0] >= BEGINNING_SECONDS;
       figure.series.forEach((series, n) => {
         say(rows[n].now, number(values[n]));
         rows[n].total.dataset.total = series.total(now) ?? "";
