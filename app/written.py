@@ -16,6 +16,8 @@ ZERO_DECIMAL = frozenset(
     ("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF")
 )
 THREE_DECIMAL = frozenset(("BHD", "JOD", "KWD", "OMR", "TND"))
+#: The first is for everybody whose language is not there.
+LANGUAGES = ("en", "de", "es", "fr")
 _TO = " \N{EN DASH} "
 
 

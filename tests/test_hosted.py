@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from playwright.sync_api import expect
 
+from app import written
 from app.domain import BookingStatus, RefundStatus
 from app.pages import assets, language
 from tests import factories
@@ -287,7 +288,7 @@ def test_pages_speak_the_language_of_their_reader(shop: Shop, client: httpx.Clie
     assert "What would you like to book?" in client.get(path, headers={"Accept-Language": "x;q=y,,"}).text
 
 
-@pytest.mark.parametrize("of", language.LANGUAGES)
+@pytest.mark.parametrize("of", written.LANGUAGES)
 def test_all_languages_say_the_same(of: str) -> None:
     def places(text: object) -> list[str]:
         return sorted(set(re.findall(r"\{\w+\}", str(text))))
@@ -308,7 +309,7 @@ SAME = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("of", language.LANGUAGES)
+@pytest.mark.parametrize("of", written.LANGUAGES)
 def test_with_and_without_javascript_the_same_is_called_the_same(of: str) -> None:
     script = assets.all_assets()[f"widget/words/{of}.js"].body.decode()
     widget = dict(re.findall(r'^(\w+): "(.*)",$', script, re.MULTILINE))
@@ -316,7 +317,7 @@ def test_with_and_without_javascript_the_same_is_called_the_same(of: str) -> Non
     assert {name: words[name] for name in SAME} == {name: widget[other] for name, other in SAME.items()}
 
 
-@pytest.mark.parametrize("of", language.LANGUAGES)
+@pytest.mark.parametrize("of", written.LANGUAGES)
 def test_whatever_becomes_of_a_booking_there_is_a_word_for_it(of: str) -> None:
     """The page asks for it by name, and shows nothing at all where there is none."""
     states = [f"status_{status}" for status in get_args(BookingStatus)]
@@ -353,6 +354,18 @@ def test_who_pays_first_gets_a_letter_whose_link_cancels(shop: Shop, windows: Wi
     expect(managing.get_by_text(re.compile("€25.00 (goes back|was refunded)"))).to_be_visible()
     shop.wait_for(booking_id, "cancelled", refund="done")
     shop.settle()
+
+
+def test_the_letter_is_in_the_language_that_was_booked_in(shop: Shop, client: httpx.Client) -> None:
+    here = salon(shop.service, price=2500)
+    slot = here.slots["Ben"][0]
+    answer = client.post(f"/book/{here.slug}", params={"lang": "de"}, data=fields(here, slot))
+    assert answer.status_code == 200
+    [(booking_id, *_)] = booked(shop.service, slot)
+    [source] = shop.letters(str(booking_id))
+    letter = message_from_string(source, policy=policy.default)
+    assert letter["Content-Language"] == "de"
+    assert letter["Subject"].startswith("Bestätigt: ")
 
 
 def test_who_may_pay_there_may_pay_now(shop: Shop, client: httpx.Client) -> None:

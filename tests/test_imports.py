@@ -106,7 +106,7 @@ ALLOWED = {
         "tokens",
     },
     "waiting": {"breaker", "domain", "engine", "errors", "holds", "ledger", "places", "telemetry", "tokens"},
-    "notices": {"booking", "domain", "engine", "errors", "mail", "payments", "telemetry", "waiting"},
+    "notices": {"booking", "domain", "engine", "errors", "mail", "payments", "telemetry", "waiting", "written"},
     "jobs": {
         "engine",
         "errors",
@@ -128,7 +128,7 @@ ALLOWED = {
 ALLOWED_OF_PACKAGES = {
     "calendars": {"calendars", "domain", "errors", "ledger", "mail", "tokens"},
     "webhooks": {"errors", "ledger", "tokens", "webhooks"},
-    "pages": {"pages"},
+    "pages": {"pages", "written"},
 }
 TOP = {"main", "api", "cli"}
 

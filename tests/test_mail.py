@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.message import EmailMessage
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 from uuid import UUID
 
@@ -18,9 +18,10 @@ import msgspec
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
 
+from app import written
 from app.mail.delivery import connection, send
 from app.mail.message import render
-from app.mail.notice import MailRefused, MailServerAway, Money, Notice, NoticeVenue, Recipient, Refund
+from app.mail.notice import Kind, MailRefused, MailServerAway, Money, Notice, NoticeVenue, Recipient, Refund
 from app.mail.text import one_line
 from app.simulator.mailbox import start_smtp
 from tests.letters import BOOKING, FOR_EVER, SENDER, URL, notice, sent
@@ -189,6 +190,36 @@ async def test_what_is_no_address_is_refused_without_repeating_it(address):
         render(notice(customer=Recipient("Ada", address)), SENDER)
     assert str(refused.value) == "the customer's e-mail address is none"
     assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("language", "subject", "told"),
+    [
+        ("de", "Bestätigt: City walk, Sa., 28. Nov. 2026, 10:00", ("Guten Tag Ada Lovelace,", "Ihre 2 Plätze sind")),
+        ("es", "Confirmada: City walk, sáb, 28 nov 2026, 10:00", ("Hola, Ada Lovelace:", "Sus 2 plazas están")),
+        ("fr", "Confirmée: City walk, sam. 28 nov. 2026, 10:00", ("Bonjour Ada Lovelace,", "Vos 2 places sont")),
+    ],
+)
+async def test_it_is_written_in_the_language_of_the_booking(tmp_path, language, subject, told):
+    message = await sent(tmp_path, render(notice(language=language), SENDER))
+    assert message["Subject"] == subject
+    assert message["Content-Language"] == language
+    for kind in ("plain", "html"):
+        text = body(message, kind)
+        for said in (*told, "25,00\N{NO-BREAK SPACE}€", "City Tours"):
+            assert said in text
+        assert "Nobody reads answers" not in text
+    assert f'<html lang="{language}">' in body(message, "html")
+
+
+@pytest.mark.parametrize("language", written.LANGUAGES)
+@pytest.mark.parametrize("kind", get_args(Kind))
+async def test_every_kind_is_written_in_every_language(language, kind):
+    for status in ("due", "waived"):
+        for quantity in (1, 2):
+            known = notice(language=language, kind=kind, quantity=quantity, refund=Refund(status, Money(2500, "EUR")))
+            text = body(render(known, SENDER), "plain")
+            assert "{" not in text
 
 
 async def test_times_are_told_in_the_zone_of_the_venue(tmp_path):

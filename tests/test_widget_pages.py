@@ -18,6 +18,7 @@ from tests.visitor import (
     POLICY,
     Embed,
     book,
+    bookings,
     day_button,
     embed,
     embedding,
@@ -246,6 +247,7 @@ def test_on_the_services_own_page(operator: httpx.Client, windows: Windows, with
     is_booked(page)
     assert_accessible(page)
     assert_slot_holds(with_redis, slot["id"], 1, 1)
+    assert [each["metadata"] for each in bookings(operator, slot["id"])] == [{"language": "en"}]
 
 
 def test_on_a_site_that_the_venue_does_not_name_it_reads_nothing(

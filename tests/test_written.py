@@ -31,7 +31,7 @@ async ([script, language, moments, prices]) => {
 """
 
 
-@pytest.mark.parametrize("of", language.LANGUAGES)
+@pytest.mark.parametrize("of", written.LANGUAGES)
 def test_the_server_writes_as_browsers_do(chromium: Browser, of: str) -> None:
     page = chromium.new_page()
     script = assets.all_assets()["written.js"].body.decode()

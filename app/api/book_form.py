@@ -206,7 +206,13 @@ def _mistakes(page: Page, typed: Typed, slot: wire.Slot) -> dict[str, str]:
 async def _book(page: Page, slot: wire.Slot, typed: Typed) -> Answer:
     engine, caller = page.request.engine, page.request.caller
     details = wire.CustomerDetails(name=typed.name, email=typed.email, phone=typed.phone or None)
-    wanted = BookingRequest(slot_id=slot.id, quantity=int(typed.quantity), customer=details.normalised(), key=typed.key)
+    wanted = BookingRequest(
+        slot_id=slot.id,
+        quantity=int(typed.quantity),
+        customer=details.normalised(),
+        metadata={"language": page.language},
+        key=typed.key,
+    )
     if page.venue.payment == "required" or typed.pay == "now":
         started = await checkout.checkout(engine, wanted, checkout.Way(None, None), caller=caller)
         if started.checkout_url is not None:

@@ -21,6 +21,8 @@ from app.mail.text import one_line
 #: Longer names are cut in the subject: a list of mails shows no more, and the body has all of it.
 SUBJECT_NAME = 60
 
+_CATALOGUES = Path(__file__).parent / "languages"
+
 #: The form that the API takes. The standard library's own parser lets more pass than one address, and in some versions
 #: fails with errors of its own.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -30,6 +32,7 @@ _ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 class Words(msgspec.Struct, frozen=True):
     """All that a template says."""
 
+    language: str
     subject: str
     heading: str
     venue: str
@@ -38,6 +41,8 @@ class Words(msgspec.Struct, frozen=True):
     facts: list[tuple[str, str]]
     link: str | None
     link_text: str
+    secret: str
+    no_answers: str
 
 
 def render(notice: Notice, sender: str, now: datetime | None = None) -> EmailMessage:
@@ -68,7 +73,7 @@ def render(notice: Notice, sender: str, now: datetime | None = None) -> EmailMes
             params={"method": "PUBLISH"},
             cte="base64",
         )
-    message["Content-Language"] = "en"  # of the whole: earlier, it would have gone into the first part
+    message["Content-Language"] = notice.language  # of the whole: earlier, it would have gone into the first part
     return message
 
 
@@ -96,94 +101,87 @@ def _header(text: str) -> str:
 
 
 def _words(notice: Notice) -> Words:
-    what = one_line(notice.resource_name)
+    said, language, zone = _catalogue(notice.language), notice.language, ZoneInfo(notice.venue.timezone)
+    of_kind: _OfKind = getattr(said, notice.kind)
+    what, name = one_line(notice.resource_name), one_line(notice.customer.name)
+    begins = written.short_moment(language, notice.starts_at.astimezone(zone))
     return Words(
-        subject=f"{_SUBJECTS[notice.kind]}: {one_line(what, SUBJECT_NAME)}, {_short(notice, notice.starts_at)}",
-        heading=_HEADINGS[notice.kind],
+        language=language,
+        subject=f"{of_kind.subject}: {one_line(what, SUBJECT_NAME)}, {begins}",
+        heading=of_kind.heading,
         venue=one_line(notice.venue.name),
-        greeting=f"Hello {one_line(notice.customer.name) or 'there'},",
-        sentences=_sentences(notice),
+        greeting=said.hello.format(name=name) if name else said.hello_there,
+        sentences=[*_sentences(of_kind, notice.quantity), *_money_back(said, notice)],
         facts=[
-            ("What", what),
-            ("Where", one_line(notice.venue.name)),
-            ("When", written.span_in_zone("en", notice.starts_at, notice.ends_at, notice.venue.timezone)),
-            ("Places", str(notice.quantity)),
-            *([("Price", _money(notice.price))] if notice.price else []),
-            *_reference(notice),
+            (said.what, what),
+            (said.where, one_line(notice.venue.name)),
+            (said.when, written.span_in_zone(language, notice.starts_at, notice.ends_at, notice.venue.timezone)),
+            (said.places, str(notice.quantity)),
+            *([(said.price, _money(language, notice.price))] if notice.price else []),
+            (said.until, written.short_moment(language, notice.held_until.astimezone(zone)))
+            if notice.held_until
+            else (said.booking, str(notice.booking_id)),
         ],
         link=notice.link,
-        link_text=_LINKS[notice.kind],
+        link_text=of_kind.link,
+        secret=said.secret,
+        no_answers=said.no_answers,
     )
 
 
-def _reference(notice: Notice) -> list[tuple[str, str]]:
-    if notice.held_until is None:
-        return [("Booking", str(notice.booking_id))]
-    return [("Until", _short(notice, notice.held_until))]
+def _sentences(of_kind: "_OfKind", quantity: int) -> list[str]:
+    said = of_kind.several if of_kind.several and quantity > 1 else of_kind.one
+    return [sentence.format(n=quantity) for sentence in said]
 
 
-def _short(notice: Notice, at: datetime) -> str:
-    return written.short_moment("en", at.astimezone(ZoneInfo(notice.venue.timezone)))
-
-
-def _money(money: Money) -> str:
-    return written.money("en", money.amount, money.currency)
-
-
-_SUBJECTS = {
-    "confirmed": "Confirmed",
-    "moved": "Changed",
-    "cancelled": "Cancelled",
-    "refunded": "Not booked, money returned",
-    "place_free": "Free for you",
-}
-_HEADINGS = {
-    "confirmed": "Your booking is confirmed",
-    "moved": "Your booking has changed",
-    "cancelled": "Your booking is cancelled",
-    "refunded": "Your payment came too late",
-    "place_free": "What you wait for is free",
-}
-_LINKS = {
-    "confirmed": "View, move or cancel the booking",
-    "moved": "View, move or cancel the booking",
-    "cancelled": "View the booking",
-    "refunded": "View the booking",
-    "place_free": "Take it, or leave it to the next one",
-}
-
-
-def _sentences(notice: Notice) -> list[str]:
-    places = "Your place is" if notice.quantity == 1 else f"Your {notice.quantity} places are"
-    match notice.kind:
-        case "confirmed":
-            return [f"{places} booked. The attached file puts the booking into your calendar."]
-        case "moved":
-            return ["This is when and what you have booked now. The attached file corrects your calendar."]
-        case "cancelled":
-            return [
-                "The booking below has been cancelled. The attached file takes it out of your calendar.",
-                *_money_back(notice),
-            ]
-        case "refunded":
-            return [
-                "Your payment arrived when these places could no longer be booked. Nothing is booked.",
-                *_money_back(notice),
-            ]
-        case "place_free":
-            return [
-                f"{places} free again, and kept for you until the time below. Nothing is booked yet.",
-                "Book with the link below. After that time, the next in line is asked.",
-            ]
-
-
-def _money_back(notice: Notice) -> list[str]:
-    if not notice.refund:
+def _money_back(said: "_Catalogue", notice: Notice) -> list[str]:
+    if not notice.refund or notice.kind not in ("cancelled", "refunded"):
         return []
     if notice.refund.status == "waived":
-        return ["Under the venue's cancellation policy, the price is not refunded."]
-    money = _money(notice.refund.money)
-    return [f"You get {money} back, the same way as you paid. Banks can take up to ten days to show it."]
+        return [said.waived]
+    return [said.due.format(money=_money(notice.language, notice.refund.money))]
+
+
+def _money(language: str, money: Money) -> str:
+    return written.money(language, money.amount, money.currency)
+
+
+class _OfKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said in one kind of notice. `several`: of more places than one, where that is said otherwise."""
+
+    subject: str
+    heading: str
+    link: str
+    one: list[str]
+    several: list[str] = []
+
+
+class _Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What e-mails say in a language."""
+
+    confirmed: _OfKind
+    moved: _OfKind
+    cancelled: _OfKind
+    refunded: _OfKind
+    place_free: _OfKind
+    hello: str
+    hello_there: str
+    what: str
+    where: str
+    when: str
+    places: str
+    price: str
+    booking: str
+    until: str
+    due: str
+    waived: str
+    secret: str
+    no_answers: str
+
+
+@cache
+def _catalogue(language: str) -> _Catalogue:
+    return msgspec.json.decode((_CATALOGUES / f"{language}.json").read_bytes(), type=_Catalogue)
 
 
 def _template(name: str, words: Words) -> str:

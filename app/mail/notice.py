@@ -57,6 +57,8 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     link: str | None = None
     #: Of `place_free`, until when the places are held.
     held_until: datetime | None = None
+    #: That the customer booked in; one of those that e-mails are written in.
+    language: str = "en"
     #: Grows with each change of the booking, so that calendars take the newest one.
     sequence: int = 0
 

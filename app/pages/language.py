@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from app.written import LANGUAGES
+
 _CATALOGUES = Path(__file__).parent / "languages"
-#: The first is what everybody gets whose language is not there.
-LANGUAGES = ("en", "de", "es", "fr")
 
 
 def choose(asked: str | None, accepted: str) -> str:

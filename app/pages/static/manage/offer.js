@@ -1,7 +1,7 @@
 // A place that became free for somebody who waits: take it, or leave it to the next one.
 
 import { newKey } from "../key.js";
-import { button, call, card, facts, h, money, named, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
+import { button, call, card, facts, h, language, money, named, note, now, Refused, say, show, what, when, words, wrongLink } from "./page.js";
 
 const path = `/v1/waiting-list/${named.id}`;
 const proof = { "Waiting-Token": named.token };
@@ -61,7 +61,7 @@ const onward = () => h("a", { className: "button primary", href: `/book/${entry.
 function take(clicked, venue) {
   clicked.disabled = true;
   const { name, email, phone } = entry.customer;
-  const body = { hold_token: entry.offer.hold_token, customer: { name, email, ...(phone ? { phone } : {}) } };
+  const body = { hold_token: entry.offer.hold_token, customer: { name, email, ...(phone ? { phone } : {}) }, metadata: { language } };
   guarded(() => (venue.payment === "required" ? pay(body) : book(body)));
 }
 

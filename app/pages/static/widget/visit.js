@@ -397,7 +397,10 @@ export class Visit {
   /** Book what is held, or go to pay for it; until there is an answer, it is the same request that is made again. */
   async book(online) {
     const { hold } = this;
-    this.asked ??= { online, path: online ? "v1/checkout" : "v1/bookings", body: { hold_token: hold.token, customer: this.#who } };
+    // The e-mails are written in it.
+    const metadata = { language: this.locale.slice(0, 2).toLowerCase() };
+    const request = { hold_token: hold.token, customer: this.#who, metadata };
+    this.asked ??= { online, path: online ? "v1/checkout" : "v1/bookings", body: request };
     const { asked } = this;
     const { path, body } = asked;
     hold.rest();
