@@ -89,7 +89,7 @@ def test_an_appointment_is_booked(
     assert (booking["id"], booking["customer"]["email"]) == (confirmed["booking_id"], "ada@example.com")
     expect(page.get_by_text(booking["id"])).to_be_visible()
     assert window.context.cookies() == []
-    manage = page.get_by_role("link", name="Change or cancel").get_attribute("href") or ""
+    manage = page.get_by_role("link", name="Move or cancel").get_attribute("href") or ""
     at, _, token = manage.partition("#")
     assert at == f"{with_redis.url}/manage/{booking['id']}"
     assert (

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests import factories
-from tests.browser import PHONE, Windows, chromium, windows
+from tests.browser import PHONE, Windows, another_site, chromium, windows
 from tests.service import Service, eventually
 from tests.visitor import (
     Embed,
@@ -184,6 +184,26 @@ def test_there_is_no_way_back_from_a_booking_under_way(operator: httpx.Client, s
     page.go_back()
     shows(page, "When?")
     assert len(bookings(operator, slot["id"])) == 1
+
+
+def test_in_a_frame_back_goes_one_step_back_in_the_frame(
+    with_redis: Service, operator: httpx.Client, windows: Windows
+) -> None:
+    with another_site() as (origin, pages):
+        salon = make_salon(operator, origins=[origin])
+        frame = f'<iframe title="Booking" src="{with_redis.url}/book/{salon.slug}"></iframe>'
+        pages["/"] = f"<!doctype html><link rel=icon href=data:,>{frame}"
+        window = windows()
+        page = window.page(f"{with_redis.url}/checkout/thanks")
+        page.goto(origin)
+        inside = page.frame_locator("iframe")
+        inside.get_by_role("button", name="Anyone").click()
+        expect(inside.get_by_role("heading", name="When?")).to_be_visible()
+        page.evaluate("history.back()")
+        expect(inside.get_by_role("heading", name="With whom?")).to_be_visible()
+        assert page.evaluate("[location.pathname, history.state]") == ["/", None]
+        page.go_back()
+        page.wait_for_url("**/checkout/thanks")
 
 
 def test_on_somebodys_page_the_history_is_theirs(operator: httpx.Client, windows: Windows, embed: Embed) -> None:
