@@ -152,7 +152,7 @@ def test_a_booking_of_somebody_else_appears_by_itself(salon: Salon, window: Wind
 def test_a_week_is_readable_on_a_phone(salon: Salon, windows: Windows) -> None:
     """It is scrolled sideways, beside the hours, and begins with the chosen day."""
     salon.book(salon.anna, 10)
-    page = open_calendar(seeing(windows(size=PHONE)), salon, "week")
+    page = open_calendar(windows(size=PHONE), salon, "week")
     shown = entry(page, re.compile("Ada Lovelace"))
     expect(shown).to_be_in_viewport(ratio=0.9)
     assert (shown.bounding_box() or {"width": 0})["width"] > 90
@@ -169,7 +169,7 @@ def test_hours_can_be_told_apart_where_time_is_free(
     salon: Salon, windows: Windows, scheme: Literal["light", "dark"]
 ) -> None:
     """WCAG 1.4.11, of which axe-core knows nothing."""
-    page = open_calendar(seeing(windows(scheme=scheme)), salon)
+    page = open_calendar(windows(scheme=scheme), salon)
     expect(page.locator(".ec-bg-event").first).to_be_visible()
     lines = page.locator(".ec-body .ec-events").evaluate("each => getComputedStyle(each, '::after').backgroundImage")
     colour = "each => getComputedStyle(each).backgroundColor"
