@@ -2,6 +2,10 @@
 
 Just as browsers' `Intl` has it, which the pages' scripts ask (`static/written.js`): so a page says the same with and
 without JavaScript, and so do the e-mails after it. The process's locale is the server's, and of no use here.
+
+Not Babel, of which 36 MB would be installed for four languages: its skeletons shorten weekdays (`MMMMEEEEd` gives
+`Sat, November 28`), its currencies stand without a space (`KWD12.345`), and Spanish thousands get a point. Browsers
+write none of it so.
 """
 
 from datetime import date, datetime
