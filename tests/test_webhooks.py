@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -318,6 +319,29 @@ async def test_whoever_is_handed_some_leaves_the_rest_to_others(venue: Venue, re
         assert await handed.fetchall() == [(made[0],), (made[1],)]
         assert await webhooks.due(venue.ledger, 2) == made[2:4]
     assert await webhooks.due(venue.ledger, 2) == made[4:]
+
+
+async def test_a_long_backlog_is_not_read_to_hand_out_five(venue: Venue, receiver: Receiver) -> None:
+    endpoint = await venue.endpoint(receiver.url)
+    venue.query(
+        "WITH told AS (INSERT INTO events (type, actor, venue_id, data)"
+        "  SELECT 'booking.confirmed', 'customer', %s, '{}' FROM generate_series(1, 20000) RETURNING seq)"
+        " INSERT INTO webhook_deliveries (id, endpoint_id, event_seq) SELECT gen_random_uuid(), %s, seq FROM told",
+        venue.ids["salon"],
+        endpoint.id,
+    )
+    venue.query("ANALYZE webhook_deliveries")
+    async with await psycopg.AsyncConnection.connect(venue.database_url) as connection:
+        plan = await connection.execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {deliveries._HAND_OUT}", {"lease": 60, "each": 5, "limit": 100}
+        )
+        [[[told]]] = await plan.fetchall()
+    assert max(rows_read(told["Plan"])) <= 5, told
+
+
+def rows_read(plan: dict[str, Any]) -> list[float]:
+    inner = [count for part in plan.get("Plans", ()) for count in rows_read(part)]
+    return [plan["Actual Rows"] * plan["Actual Loops"], *inner]
 
 
 async def test_a_long_backlog_leaves_room_for_others(venue: Venue, receiver: Receiver) -> None:

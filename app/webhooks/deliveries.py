@@ -123,7 +123,8 @@ async def enqueue(connection: "psycopg.AsyncConnection[Any]", seqs: Sequence[int
 
 
 _HAND_OUT = (
-    # now(), which stands still during a statement, so that the index is entered at it.
+    # now(), which stands still during a statement, so that the index is entered at it. And an array of the few that it
+    # finds: joined with them, all that are due would be read.
     "WITH waiting AS ("
     " SELECT next.id FROM webhook_endpoints AS w CROSS JOIN LATERAL ("
     "  SELECT d.id FROM webhook_deliveries AS d WHERE d.endpoint_id = w.id AND d.status = 'pending'"
@@ -133,8 +134,8 @@ _HAND_OUT = (
     # Locked one by one until there are enough: whoever is handed others at this moment need not do without the rest.
     # What is true of them is asked again, of the row as it is once it is locked.
     " due AS ("
-    " SELECT d.id FROM webhook_deliveries AS d WHERE d.id IN (SELECT id FROM waiting) AND d.status = 'pending'"
-    "   AND d.next_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())"
+    " SELECT d.id FROM webhook_deliveries AS d WHERE d.id = ANY (ARRAY(SELECT id FROM waiting))"
+    "   AND d.status = 'pending' AND d.next_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())"
     " ORDER BY d.next_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED),"
     " handed AS ("
     " UPDATE webhook_deliveries AS d SET leased_until = clock_timestamp() + %(lease)s * interval '1 second'"
