@@ -26,6 +26,7 @@ from app.errors import (
     IdempotencyKeyReused,
     InvalidRequest,
     NotFound,
+    Overloaded,
     Problem,
     ResourceNotFound,
     Unavailable,
@@ -38,10 +39,10 @@ T = TypeVar("T")
 
 #: Connections per process: lists and operators' changes are rare beside bookings.
 READERS, WRITERS = 4, 2
-#: Waiting for one of them. A change that begins late might commit after its caller was told that nobody knows
-#: (`REPLY_TIMEOUT_SECONDS` counts from the call); a read does no harm, and a hundred pages that come at once on a
-#: machine with much else to do wait longer for their turn than a second.
-READER_WAIT_SECONDS, WRITER_WAIT_SECONDS = 2.5, 1.0
+POOL_TIMEOUT_SECONDS = 1.0
+#: A read does no harm when it begins late, and a hundred pages that come at once on a machine with much else to do need
+#: longer than that. Only then its reply is waited for; and no more than so many wait.
+TURN_SECONDS, MOST_WAITING = 2.5, 1_000
 
 #: A violated rule that the caller can do something about. Any other is a bug, and a 500.
 _PROBLEM_BY_RULE: Mapping[str, Callable[[], Problem]] = {
@@ -82,28 +83,50 @@ class Database:
         self._reading = _engine(
             database_url,
             READERS,
-            READER_WAIT_SECONDS,
             isolation_level="AUTOCOMMIT",
             pool_reset_on_return=None,
             skip_autocommit_rollback=True,
         )
-        self._writing = _engine(database_url, WRITERS, WRITER_WAIT_SECONDS)
+        #: Whoever has a turn to read finds a connection.
+        self._turns, self._waiting = asyncio.Semaphore(READERS), 0
+        self._writing = _engine(database_url, WRITERS)
 
     async def close(self) -> None:
         await self._reading.dispose()
         await self._writing.dispose()
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run one statement.
+
+        Raises:
+            Busy, Overloaded: others are reading, or too many wait for it. DatabaseUnavailable
+        """
+
         async def run() -> T:
             async with self._reading.connect() as connection:
                 return await work(connection)
 
+        await self._wait_for_turn()
+        reply = asyncio.ensure_future(run())
+        reply.add_done_callback(lambda _: self._turns.release())  # also of one that nobody waits for any more
         try:
-            return await within(asyncio.ensure_future(run()), REPLY_TIMEOUT_SECONDS)
+            return await within(reply, REPLY_TIMEOUT_SECONDS)
         except TimeoutError as error:
             raise DatabaseUnavailable(effect_none=True) from error
         except sa_exc.SQLAlchemyError as error:
             raise _translated(error, committing=False) from error
+
+    async def _wait_for_turn(self) -> None:
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Busy from None
+        finally:
+            self._waiting -= 1
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run one transaction. When this returns, it is committed."""
@@ -171,12 +194,12 @@ class Database:
         return await self.write(work)
 
 
-def _engine(database_url: str, connections: int, wait_seconds: float, **options: Any) -> AsyncEngine:
+def _engine(database_url: str, connections: int, **options: Any) -> AsyncEngine:
     engine = create_async_engine(
         database_url,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=wait_seconds,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
         hide_parameters=True,  # they are personal data, and errors are logged
         connect_args={
             "connect_timeout": 2,

@@ -19,7 +19,15 @@ from app import catalogue as catalogue_module
 from app.catalogue import Catalogue, NewResource, NewSlot, NewVenue, SlotFilter
 from app.database import READERS, Database, Keyed
 from app.domain import Slot
-from app.errors import Busy, Conflict, DatabaseUnavailable, IdempotencyKeyReused, InvalidRequest, ResourceNotFound
+from app.errors import (
+    Busy,
+    Conflict,
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    Overloaded,
+    ResourceNotFound,
+)
 from app.postgres import LOCK_TIMEOUT_MS
 from app.records import BookingFilter, EventFilter, follow_events, list_bookings, list_events
 from tests.service import Postgres
@@ -370,11 +378,36 @@ async def test_a_locked_row_is_busy_and_not_a_refusal(url: str) -> None:
 
 
 async def test_a_crowd_of_readers_waits_for_its_turn(url: str) -> None:
-    """S1-6: a hundred pages that read at once on a slow machine are answered, not told to try again."""
+    """S1-6: a hundred pages that read at once on a slow machine are answered, not told to try again. The bound of a
+    reply begins with its turn: both together take longer than that.
+    """
     async with opened(url) as catalogue:
-        slowly = [catalogue.database.read(lambda c: c.execute(sa.text("SELECT pg_sleep(1.5)"))) for _ in range(READERS)]
-        *_, found = await asyncio.gather(*slowly, catalogue.slots(SlotFilter(), None, 10))
+        slow = [
+            catalogue.database.read(lambda c: c.execute(sa.text("SELECT pg_sleep(1.6)"))) for _ in range(READERS + 1)
+        ]
+        *_, found = await asyncio.gather(*slow, catalogue.slots(SlotFilter(), None, 10))
         assert found == []
+
+
+async def test_readers_who_wait_are_bounded_and_turned_away_when_it_takes_too_long(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.database.MOST_WAITING", 1)
+    monkeypatch.setattr("app.database.TURN_SECONDS", 0.3)
+    async with opened(url) as catalogue:
+        slow = [
+            asyncio.create_task(catalogue.database.read(lambda c: c.execute(sa.text("SELECT pg_sleep(1.5)"))))
+            for _ in range(READERS)
+        ]
+        await asyncio.sleep(0)
+        late = asyncio.create_task(catalogue.slots(SlotFilter(), None, 10))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await catalogue.slots(SlotFilter(), None, 10)
+        with pytest.raises(Busy):
+            await late
+        await asyncio.gather(*slow)
+        assert await catalogue.slots(SlotFilter(), None, 10) == []
 
 
 async def test_without_postgres_nothing_was_done(tmp_path: Any) -> None:
