@@ -10,6 +10,7 @@ import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 
+from app.api import strict
 from tests import factories
 from tests.service import CLIENT_SECONDS, OPERATOR_KEY, Service
 
@@ -35,6 +36,26 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
     for path, item in document["paths"].items():
         for method, operation in item.items():
             yield method, path, operation
+
+
+def patterns(part: Any) -> Iterator[str]:
+    """Find those that bodies and query strings must match: headers and paths have words of their own."""
+    if isinstance(part, dict) and part.get("in") not in ("header", "path"):
+        if isinstance(part.get("pattern"), str):
+            yield part["pattern"]
+        for inner in part.values():
+            yield from patterns(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from patterns(inner)
+
+
+def test_what_a_text_must_match_is_told_in_words(document: dict[str, Any]) -> None:
+    found = set(patterns(document))
+    assert len(found) > 10
+    assert {
+        each for each in found if "regex" in str(strict._invalid(f"Expected `str` matching regex {each!r}"))
+    } == set()
 
 
 def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> None:

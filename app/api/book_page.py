@@ -65,8 +65,8 @@ class Page(msgspec.Struct, frozen=True):
     def day(self, day: date) -> str:
         return written.day(self.language, day)
 
-    def money(self, amount: int, currency: str | None) -> str:
-        return written.money(self.language, amount, currency or "")
+    def money(self, amount: int, currency: str) -> str:
+        return written.money(self.language, amount, currency)
 
 
 def language_of(request: ApiRequest) -> str:

@@ -89,7 +89,7 @@ def _offers(page: Page) -> list[dict[str, str]]:
 
 def _about(page: Page, service: Service) -> str:
     told = [page.words["minutes"].format(n=service.duration_minutes)]
-    if service.price_amount:
+    if service.price_amount and service.price_currency:
         told.append(page.money(service.price_amount, service.price_currency))
     return " · ".join(told)
 

@@ -45,7 +45,8 @@ Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset
 
 #: In answers: always UTC.
 At = Annotated[datetime, Meta(tz=True)]
-Cursor = Annotated[str, Meta(pattern=whole("[A-Za-z0-9_-]{32}"), description="`next_cursor` of the page before")]
+_CURSOR = said(whole("[A-Za-z0-9_-]{32}"), "Not a next_cursor of a page before")
+Cursor = Annotated[str, Meta(pattern=_CURSOR, description="`next_cursor` of the page before")]
 Limit = Annotated[int, Meta(ge=1, le=100)]
 Seq = Annotated[int, Meta(ge=0, le=10**18 - 1)]
 

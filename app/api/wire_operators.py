@@ -176,7 +176,8 @@ class HoldQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     slot_id: UUID | None = None
 
 
-EventType = Annotated[str, Meta(max_length=81, pattern=whole(r"[a-z_]{1,40}\.[a-z_]{1,40}"))]
+_EVENT_TYPE = said(whole(r"[a-z_]{1,40}\.[a-z_]{1,40}"), "Not a type, such as booking.confirmed")
+EventType = Annotated[str, Meta(max_length=81, pattern=_EVENT_TYPE)]
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,14 +11,14 @@ from msgspec import Meta
 
 from app import domain
 from app.api import wire
-from app.api.strict import whole
+from app.api.strict import said, whole
 from app.domain import PaymentStatus, RefundStatus
 
 Url = Annotated[
     str,
     Meta(
         max_length=2_000,
-        pattern=whole(rf"{wire.ORIGIN}([/?#][!-~]*)?"),
+        pattern=said(whole(rf"{wire.ORIGIN}([/?#][!-~]*)?"), "Not an address, such as https://salon.example/thanks"),
         description="https, of one of the venue's `return_origins` if it has named any",
     ),
 ]

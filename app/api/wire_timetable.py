@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app import domain
 from app.api import wire
-from app.api.strict import FIRST_YEAR, LAST_YEAR, whole
+from app.api.strict import FIRST_YEAR, LAST_YEAR, said, whole
 from app.domain import DeviationKind
 from app.timetable import NewException, NewSchedule, NewService
 
@@ -22,8 +22,10 @@ ResourceIds = Annotated[list[UUID], Meta(max_length=200)]
 ServiceIds = Annotated[list[UUID], Meta(min_length=1, max_length=50)]
 Weekday = Annotated[int, Meta(ge=1, le=7, description="1 is Monday")]
 _CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9]"
-Clock = Annotated[str, Meta(pattern=whole(_CLOCK), description="on the wall of the venue")]
-ClockOrMidnight = Annotated[str, Meta(pattern=whole(f"({_CLOCK}|24:00)"), description="on the wall of the venue")]
+_TIME = said(whole(_CLOCK), "Not a time, such as 09:30")
+_END = said(whole(f"({_CLOCK}|24:00)"), "Not a time, such as 18:00 or 24:00")
+Clock = Annotated[str, Meta(pattern=_TIME, description="on the wall of the venue")]
+ClockOrMidnight = Annotated[str, Meta(pattern=_END, description="on the wall of the venue")]
 Day = Annotated[datetime.date, Meta(description="in the venue's time zone")]
 
 

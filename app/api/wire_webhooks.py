@@ -9,21 +9,19 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api import wire
-from app.api.strict import whole
+from app.api.strict import said, whole
 from app.webhooks import deliveries, endpoints, target
 
-SentType = Annotated[
-    str, Meta(max_length=81, pattern=whole(deliveries.SENT_TYPES), description="such as `booking.confirmed`")
-]
+_URL = said(whole(target.URL), "Not an address, such as https://salon.example/hooks")
+_SENT_TYPE = said(whole(deliveries.SENT_TYPES), "Not a type that is sent, such as booking.confirmed")
+SentType = Annotated[str, Meta(max_length=81, pattern=_SENT_TYPE, description="such as `booking.confirmed`")]
 
 
 class WebhookEndpointWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Have a venue's events sent to a system of its own; without `types`, all that are ever sent."""
 
     venue: wire.Slug
-    url: Annotated[
-        str, Meta(max_length=target.MAX_URL_LENGTH, pattern=whole(target.URL), description="https, on a public address")
-    ]
+    url: Annotated[str, Meta(max_length=target.MAX_URL_LENGTH, pattern=_URL, description="https, on a public address")]
     types: Annotated[list[SentType], Meta(min_length=1, max_length=50)] | None = None
 
     def to_new(self) -> endpoints.NewEndpoint:
