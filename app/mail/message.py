@@ -41,6 +41,7 @@ class Words(msgspec.Struct, frozen=True):
     facts: list[tuple[str, str]]
     link: str | None
     link_text: str
+    colon: str
     secret: str
     no_answers: str
 
@@ -124,6 +125,7 @@ def _words(notice: Notice) -> Words:
         ],
         link=notice.link,
         link_text=of_kind.link,
+        colon=said.colon,
         secret=said.secret,
         no_answers=said.no_answers,
     )
@@ -166,6 +168,8 @@ class _Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     place_free: _OfKind
     hello: str
     hello_there: str
+    #: What stands between a name and what it is of.
+    colon: str
     what: str
     where: str
     when: str
