@@ -29,6 +29,8 @@ _SWITCHES = [
 ]  # fmt: skip
 #: How long a test waits for something to be seen: far above anything measured, so that only a hang shows.
 PATIENCE_MS = 20_000
+#: How often one window may find live updates away.
+MOST_AWAY = 2
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 Scheme = Literal["light", "dark"]
@@ -57,9 +59,8 @@ class Window:
 
     context: BrowserContext
     faults: list[str] = field(default_factory=list)
-    #: Console errors that a test brings about on purpose, such as an answer of 409. And on a busy machine live updates
-    #: may be away for a moment, which is no fault of a page: it polls.
-    expected: list[str] = field(default_factory=lambda: ["503 .*/v1/live"])
+    #: Console errors that a test brings about on purpose, such as an answer of 409.
+    expected: list[str] = field(default_factory=list)
 
     def page(self, url: str) -> Page:
         """Open a tab."""
@@ -86,7 +87,10 @@ class Window:
 
     def check(self) -> None:
         unexpected = [f for f in self.faults if not any(re.search(pattern, f) for pattern in self.expected)]
-        assert unexpected == [], unexpected
+        # On a busy machine live updates may be away for a moment, which is no fault of a page: it polls. Not for long.
+        away = [f for f in unexpected if re.search("503 .*/v1/live", f)]
+        assert len(away) <= MOST_AWAY, away
+        assert unexpected == away, unexpected
 
 
 Windows = Callable[..., Window]

@@ -196,7 +196,8 @@ class _Pair:
                 self.to_server.write(data)
                 await self.to_server.drain()
             if self.answered:  # or, if its client has gone meanwhile, nobody would know that the server had it
-                await self.answered.wait()
+                async with asyncio.timeout(60):
+                    await self.answered.wait()
 
     async def replies(self) -> None:
         while data := await self.server.read(65536):
