@@ -156,7 +156,8 @@ async def _owner(ledger: Ledger, resource_id: UUID) -> Row:
 
 
 async def _hold(engine: Engine, facts: SlotFacts) -> bool:
-    """Layer 1: keep others from holding that time until the commit. False: Postgres decides alone.
+    """Layer 1: keep others from holding that time until the commit. True: held by this request, which gives it back if
+    it fails. False: by another one with the same key, or by nobody, and Postgres decides alone.
 
     The slot is not in Postgres yet, so the mirror is told of it as it will be before the block takes it.
 

@@ -30,7 +30,7 @@ import psycopg
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 START_SECONDS = 30.0  # Postgres replays its log after a crash, which can take several
 STOP_SECONDS = 10.0  # for each signal; Postgres writes a checkpoint when it stops
-KILL_SECONDS = 10.0  # for the last one, which nobody can ignore, but a busy machine may be slow to carry out
+KILL_SECONDS = 30.0  # for the last one, which nobody can ignore, but a busy machine may be slow to carry out
 # After the polite signal. At SIGQUIT Postgres still ends its children before itself; at SIGKILL they would linger.
 FORCE = (signal.SIGQUIT, signal.SIGKILL)
 

@@ -102,8 +102,8 @@ async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None
         refund=_refund(payment),
         # Behind the `#`, which no browser sends: so no log of a server or proxy ever holds it.
         link=f"{engine.settings.public_url}/manage/{booking_id}#{booking.token_of(engine, stored)}",
-        # Grows with each e-mail about it that changes a calendar.
         language=_language(made),
+        # Grows with each e-mail about it that changes a calendar.
         sequence=made.version - 1 if kind in ("confirmed", "moved") else made.version,
     )
 
