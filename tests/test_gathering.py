@@ -781,5 +781,5 @@ async def test_a_doubt_that_is_not_settled_is_noticed(one: OneWorker, monkeypatc
     monkeypatch.setattr(Commits, "_resolve", simply_again)
     async with running(one.service) as inside:
         # By their own row; or that nothing was done, when the machine is slow and they wait for each other.
-        with pytest.raises(AssertionError, match='already_resolved|"effect":"none"'):
+        with pytest.raises(AssertionError, match=r'already_resolved|"effect":"none"'):
             await book_in_doubt(inside, "cut_after")

@@ -175,6 +175,8 @@ def test_hours_can_be_told_apart_where_time_is_free(
     colour = "each => getComputedStyle(each).backgroundColor"
     for surface in (".ec-bg-event", ".ec-body .ec-day"):
         assert contrast(lines, page.locator(surface).first.evaluate(colour)) >= 3
+    free, shut = (page.locator(each).first.evaluate(colour) for each in (".ec-bg-event", ".ec-body .ec-day"))
+    assert contrast(free, shut) >= 1.2  # also without the lines
 
 
 def contrast(one: str, other: str) -> float:

@@ -97,6 +97,7 @@ def form(
 
 
 def _buttons(page: Page, *, priced: bool) -> list[tuple[str, str]]:
+    """List what can be pressed, what is usual first."""
     words = page.words
     if priced and page.venue.payment == "required":
         return [("", words["pay"])]

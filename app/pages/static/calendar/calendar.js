@@ -130,8 +130,8 @@ async function dropped({ event, delta, newResource, revert }) {
       return;
     }
     const moved = await move(entry, slot.id);
-    const undo = () => moveTo({ starts_at: entry.starts_at, id: entry.slot_id }, { ...entry, version: moved.version });
-    toast(`${entry.customer} was moved to ${time(slot.starts_at, page.zone)}, and is told by e-mail.`, { actions: [["Undo", undo]] });
+    const undo = () => moveTo({ starts_at: entry.starts_at, id: entry.slot_id, resource: entry.resource }, { ...entry, version: moved.version });
+    toast(movedText(slot, entry), { actions: [["Undo", undo]] });
   } catch (error) {
     back(error.message, (error.problem?.alternatives ?? []).slice(0, 3).map((slot) => offer(slot, entry)));
   }
@@ -149,10 +149,15 @@ function offer(slot, entry) {
   return [name, () => moveTo(slot, entry)];
 }
 
+function movedText(slot, entry) {
+  const person = slot.resource.id === entry.resource.id ? "" : ` with ${slot.resource.name}`;
+  return `${entry.customer} was moved to ${time(slot.starts_at, page.zone)}${person}, and is told by e-mail.`;
+}
+
 async function moveTo(slot, entry) {
   try {
     await move(entry, slot.id);
-    toast(`${entry.customer} was moved to ${time(slot.starts_at, page.zone)}, and is told by e-mail.`);
+    toast(movedText(slot, entry));
   } catch (error) {
     toast(error.message, { bad: true });
   }
@@ -167,6 +172,12 @@ function blockForm(given = {}) {
 function nextHour() {
   const now = wall(Date.now(), page.zone);
   return state.date === now.slice(0, 10) ? `${addSeconds(now, 3600).slice(0, 13)}:00:00` : `${state.date}T12:00:00`;
+}
+
+/** What the day begins with on the screen: of today what is now, with the hour before it. */
+function firstHour() {
+  const now = wall(Date.now(), page.zone);
+  return state.date === now.slice(0, 10) ? addSeconds(now, -3600).slice(11, 16) : OPENS;
 }
 
 // -- the page ---------------------------------------------------------------------------------------------------------
@@ -184,6 +195,7 @@ function build() {
     timeZone: offsetText(page.zone), // for the line of now: all other times are the wall's
     slotDuration: "00:30",
     snapDuration: "00:05",
+    scrollTime: firstHour(),
     slotMinTime: OPENS,
     slotMaxTime: CLOSES,
     flexibleSlotTimeLimits: { eventFilter: (event) => event.end - event.start < DAY_MS },

@@ -27,8 +27,8 @@ export function show(reading, ready) {
   };
   tile("postgres", known.postgres, known.postgres ? "Working" : "Away", "Keeps every booking: the truth.");
   tile("redis", known.redis, known.redis ? "Working" : "Degraded", "Refuses early, and keeps the holds.");
-  tile("drift", !known.drift, known.drift ? count(known.drift, "slot") : "None", "Repaired because Redis and Postgres disagreed, since the start.");
-  tile("money", !known.money, known.money ? count(known.money, "case") : "Adds up", "Payments without booking or refund, or the other way round.");
+  tile("drift", !known.drift, known.drift ? count(known.drift, "slot") : "None", "Slots that Redis and Postgres disagreed about, since the start. All were repaired.");
+  tile("money", !known.money, known.money ? count(known.money, "case") : "Adds up", known.money ? "Payments without booking or refund, or the other way round." : "No payment is without its booking or refund.");
   keep(banners, warnings(known, () => show(reading, ready)), (one) => one.id + one.text, banner);
 }
 
