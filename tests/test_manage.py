@@ -198,6 +198,26 @@ def test_a_payment_is_waited_for_also_when_nobody_answers_for_a_while(shop: Shop
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+def test_who_has_not_paid_need_not_wait_until_it_is_too_late(shop: Shop, windows: Windows) -> None:
+    here = salon(shop.service, payment="required", price=2500)
+    slot = here.slots["Ben"][0]
+    with factories.client(shop.service) as everyone:
+        hold = factories.hold(everyone, slot["id"])
+        made = factories.made(everyone.post("/v1/checkout", json={"hold_token": hold["token"], "customer": CUSTOMER}))
+    booking = made["booking"]
+    page = windows(size=PHONE).page(f"{shop.service.url}/manage/{booking['id']}#{booking['manage_token']}")
+    expect(page.get_by_text("Waiting for the payment")).to_be_visible()
+    expect(page.get_by_text("€25.00", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Move to another time")).to_have_count(0)
+    page.get_by_role("button", name="Cancel the booking").click()
+    page.get_by_role("button", name="Yes, cancel it").click()
+    expect(page.get_by_text("The booking is cancelled.")).to_be_visible()
+    shop.wait_for(booking["id"], "cancelled")
+    eventually(lambda: shop.available(slot["id"]) == (1, 1), "the place to be free in both stores")
+    [(session,)] = shop.service.query("SELECT session_id FROM payments WHERE booking_id = %s", booking["id"])
+    assert shop.stripe.session(session)["status"] == "expired"
+
+
 def test_a_wrong_link_opens_nothing(shop: Shop, windows: Windows) -> None:
     made, url = managed(here := salon(shop.service), here.slots["Ben"][0])
     window = windows()

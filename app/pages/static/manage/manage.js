@@ -36,7 +36,9 @@ function lookAgain(pause) {
 
 function render(said, kind) {
   tell(kind ? "" : said);
-  const live = booking.status === "confirmed" && Date.parse(slot.starts_at) > now();
+  const ahead = Date.parse(slot.starts_at) > now();
+  const live = ahead && booking.status === "confirmed";
+  const unpaid = ahead && booking.status === "pending_payment"; // nobody need wait until its time to pay has passed
   show(
     card(
       words.your_booking,
@@ -56,7 +58,7 @@ function render(said, kind) {
         "p",
         { className: "buttons" },
         booking.status === "confirmed" ? button(words.add_to_calendar, () => guarded(download)) : null,
-        live ? button(words.cancel, askToCancel, "danger") : null,
+        live || unpaid ? button(words.cancel, askToCancel, "danger") : null,
         live ? button(words.move, (event) => guarded(() => openMove(event.target)), "primary") : null,
         isOver() ? h("a", { className: "button primary", href: `/book/${slot.venue}` }, words.another) : null,
       ),
@@ -68,7 +70,9 @@ function render(said, kind) {
 const isOver = () => ["cancelled", "expired"].includes(booking.status);
 
 function price() {
-  if (booking.payment) return booking.payment.status === "paid" ? say("paid", { money: money(booking.payment.amount) }) : "";
+  const { payment, status } = booking;
+  if (payment && status === "pending_payment") return money(payment.amount);
+  if (payment) return payment.status === "paid" ? say("paid", { money: money(payment.amount) }) : "";
   if (!slot.price?.amount || isOver()) return ""; // who cancelled owes nothing
   return say("to_pay", { money: money({ ...slot.price, amount: slot.price.amount * booking.quantity }) });
 }
