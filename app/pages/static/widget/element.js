@@ -85,7 +85,8 @@ export class HoldfastBooking extends HTMLElement {
       zone: isZone(this.getAttribute("timezone")) ? this.getAttribute("timezone") : null,
       customer: this.prefill,
       moveFocus: asButton,
-      history: !asButton && this.hasAttribute("history"),
+      // In a frame, going back would move the page around it.
+      history: !asButton && window === window.top && this.hasAttribute("history"),
       send: (name, detail, options) =>
         this.dispatchEvent(new CustomEvent(name, { detail, bubbles: true, composed: true, ...options })),
     });

@@ -15,7 +15,6 @@ import { time } from "./steps/time.js";
 import { wait } from "./steps/wait.js";
 import { ofDay } from "./slots.js";
 
-const offerId = ({ service, resources }) => (service ?? resources[0]).id;
 const STEPS = { offer: chooseOffer, person: choosePerson, time, wait, details, pay, done };
 /** A refusal of these codes means that the hold is no more, unless it has become a booking. */
 const HOLD_IS_GONE = new Set(["hold_expired", "hold_not_found", "already_resolved"]);
@@ -45,7 +44,7 @@ export class Visit {
   #keys = new Map();
   #reads = 0;
   #newDay = false;
-  #taking = false;
+  #taking = null;
   #released = null;
   #left = false;
   #trail = null;
@@ -86,30 +85,14 @@ export class Visit {
     this.venue = venue;
     this.showIn(this.#wishes.zone ?? this.venue.timezone);
     this.#findOffers();
-    const here = this.#wishes.history && (await this.#follow());
-    if (this.#left) return;
-    if (here) this.#comeTo(here, this.#wishes.moveFocus);
-    else this.#forward(this.#wishes.moveFocus);
+    if (this.#wishes.history) await this.#follow();
+    if (!this.#left && !this.#trail?.resume(this.#wishes.moveFocus)) this.forward(this.#wishes.moveFocus);
   }
 
-  /** Take part in the page's history, unless what it takes does not load; returns where in it the page stands. */
+  /** Take part in the page's history, unless what it takes does not load. */
   async #follow() {
     const { Trail } = await import("./trail.js").catch(() => ({}));
-    if (Trail && !this.#left) this.#trail = new Trail(this.venue.slug, (entry) => !this.asked && this.#comeTo(entry));
-    return this.#trail?.here;
-  }
-
-  /** Show a step that was shown before. What needs a hold is no more: it was given back, and a time is to be chosen. */
-  async #comeTo({ path, chosen }, moveFocus) {
-    this.conflict = null;
-    await this.release();
-    const offer = this.offers.find((each) => offerId(each) === chosen.offer) ?? null;
-    const resource = offer?.resources.find(({ id }) => id === chosen.resource) ?? null;
-    Object.assign(this.choice, chosen, { offer, resource });
-    const step = path.at(-1);
-    const isKept = { offer: true, person: true, time: true, pay: this.booking, done: this.booking }[step];
-    if (offer || step === "offer") this.show(isKept ? step : "time", moveFocus);
-    else this.#forward(moveFocus);
+    if (Trail && !this.#left) this.#trail = new Trail(this);
   }
 
   #resume() {
@@ -162,7 +145,7 @@ export class Visit {
   }
 
   /** Show the first step that leaves a choice. */
-  #forward(moveFocus = true) {
+  forward(moveFocus = true) {
     if (this.offers.length === 1) this.choice.offer = this.offers[0];
     if (!this.choice.offer) return this.show("offer", moveFocus);
     const { resources } = this.choice.offer;
@@ -172,7 +155,7 @@ export class Visit {
 
   chooseOffer(offer) {
     Object.assign(this.choice, { offer, resource: null, day: null, quantity: 1 });
-    this.#forward();
+    this.forward();
   }
 
   /** @param resource null: anyone */
@@ -200,7 +183,7 @@ export class Visit {
   again() {
     Object.assign(this.choice, { offer: null, resource: null, day: null, quantity: 1 });
     this.booking = null;
-    this.#forward();
+    this.forward();
   }
 
   /** Show a step; when nobody looks, it is shown to whoever comes back. */
@@ -212,13 +195,8 @@ export class Visit {
     else if (step !== "details") this.#stopLooking();
     this.view = STEPS[step](this);
     this.stage.replaceChildren(this.view.element);
-    this.#note();
+    this.#trail?.note(step);
     if (moveFocus) (this.view.focus ?? this.view.element.querySelector("h2"))?.focus();
-  }
-
-  #note() {
-    const { offer, resource, day, quantity } = this.choice;
-    this.#trail?.note(this.#step, { offer: offer && offerId(offer), resource: resource?.id, day, quantity });
   }
 
   // -- looking -------------------------------------------------------------------------------------------------------
@@ -247,7 +225,7 @@ export class Visit {
   /** Show another day. */
   async chooseDay(day) {
     this.choice.day = day;
-    this.#note();
+    this.#trail?.note(this.#step);
     this.slots = new Map();
     this.#newDay = true;
     await this.readDay();
@@ -304,19 +282,22 @@ export class Visit {
 
   /** Hold the first of some slots that can be had, any of which will do. Who presses twice wants it once. */
   async take(slots) {
-    if (this.#taking) return;
-    this.#taking = true;
+    const { view } = this;
+    if (this.#taking === view) return;
+    this.#taking = view;
     await this.release();
-    await this.#takeAny(slots).finally(() => (this.#taking = false));
+    await this.#takeAny(slots, view).finally(() => (this.#taking = null));
   }
 
-  async #takeAny(slots) {
+  /** Whoever has gone on from the `view` meanwhile does not want it any more. */
+  async #takeAny(slots, view) {
     const { quantity } = this.choice;
     let lost = null;
     for (const slot of slots) {
       try {
-        return this.#held(await this.#takeOne(slot, quantity));
+        return this.#held(await this.#takeOne(slot, quantity), view);
       } catch (failure) {
+        if (this.view !== view) return null;
         if (failure.problem?.code !== "slot_unavailable") return this.explain(failure);
         this.#mark(slot, failure.problem);
         lost ??= { slot, problem: failure.problem };
@@ -341,8 +322,8 @@ export class Visit {
     }
   }
 
-  #held(hold) {
-    if (this.#left) return hold.release().catch(() => {});
+  #held(hold, view) {
+    if (this.#left || this.view !== view) return hold.release().catch(() => {});
     this.hold = hold;
     this.conflict = null;
     this.choice.day = dayOf(hold.slot.starts_at, this.zone);
