@@ -169,7 +169,9 @@ def _session_params(
         "slot_id": str(offer.slot_id),
         "quantity": str(order.quantity),
     }
-    ours_after = f"{engine.settings.public_url}/checkout/{{}}?venue={offer.venue}"
+    language = written.language_of(request.metadata)
+    stays = f"&lang={language}" if request.metadata.get("language") == language else ""  # else the browser's
+    ours_after = f"{engine.settings.public_url}/checkout/{{}}?venue={offer.venue}{stays}"
     return {
         "mode": "payment",
         # A card is paid or declined at once. Slower ways would keep places for days (T-25).
@@ -185,7 +187,7 @@ def _session_params(
                     "currency": (offer.price_currency or "").lower(),
                     "unit_amount": offer.price_amount,
                     "product_data": {
-                        "name": f"{offer.what}, {written.short_moment('en', begins)}",
+                        "name": f"{offer.what}, {written.short_moment(language, begins)}",
                         "description": offer.venue_name,
                     },
                 },

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from app import booking, waiting, written
-from app.domain import Booking, BookingStatus, Payment
+from app.domain import BookingStatus, Payment
 from app.engine import Engine
 from app.errors import BookingNotFound, Conflict
 from app.mail.calendar import calendar_entry
@@ -102,16 +102,10 @@ async def _notice(engine: Engine, kind: Kind, booking_id: UUID) -> Notice | None
         refund=_refund(payment),
         # Behind the `#`, which no browser sends: so no log of a server or proxy ever holds it.
         link=f"{engine.settings.public_url}/manage/{booking_id}#{booking.token_of(engine, stored)}",
-        language=_language(made),
+        language=written.language_of(made.metadata),
         # Grows with each e-mail about it that changes a calendar.
         sequence=made.version - 1 if kind in ("confirmed", "moved") else made.version,
     )
-
-
-def _language(made: Booking) -> str:
-    """Tell in which language somebody booked: our pages say so in the booking's metadata, others may."""
-    said = made.metadata.get("language")
-    return said if said in written.LANGUAGES else written.LANGUAGES[0]
 
 
 async def _offer_notice(engine: Engine, kind: Kind, hold_id: UUID) -> Notice | None:

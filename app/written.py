@@ -8,9 +8,11 @@ Not Babel, of which 36 MB would be installed for four languages: its skeletons s
 write none of it so.
 """
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -50,6 +52,12 @@ class _Way(msgspec.Struct, frozen=True):
 @cache
 def _ways() -> dict[str, _Way]:
     return msgspec.json.decode(Path(__file__).with_name("written.json").read_bytes(), type=dict[str, _Way])
+
+
+def language_of(metadata: Mapping[str, Any]) -> str:
+    """Tell in which language somebody booked: our pages say so in the booking's metadata, others may."""
+    said = metadata.get("language")
+    return said if said in LANGUAGES else LANGUAGES[0]
 
 
 # -- times, by the clocks of the zone that they are given in ----------------------------------------------------------

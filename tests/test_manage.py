@@ -304,8 +304,11 @@ def test_every_page_leads_on(shop: Shop, client: httpx.Client) -> None:
     paid = salon(shop.service, payment="required", price=2500)
     sent = client.post(f"/book/{paid.slug}", data=fields(paid, paid.slots["Ben"][0]))
     session = shop.stripe.session(sent.headers["location"].rpartition("/")[2])
-    assert session["success_url"].endswith(f"/checkout/thanks?venue={paid.slug}")
-    assert session["cancel_url"].endswith(f"/checkout/cancelled?venue={paid.slug}")
+    assert session["success_url"].endswith(f"/checkout/thanks?venue={paid.slug}&lang=en")
+    assert session["cancel_url"].endswith(f"/checkout/cancelled?venue={paid.slug}&lang=en")
+    german = client.get("/checkout/thanks", params={"venue": here.slug, "lang": "de"}).text
+    assert f'href="/book/{here.slug}?lang=de"' in german
+    assert "Zurück zu" in german
 
 
 # -- every page -------------------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ def _told(
     """Tell something, and lead on: to the same `again`, to the venue, or at least to the front page."""
     chosen = language.choose(request.query_params.get("lang"), request.headers.get("accept-language", ""))
     words = language.words(chosen)
-    values = {"title": words[f"{what}_title"], "text": words[what], "again": again, "venue": venue}
+    stays = f"?lang={chosen}" if "lang" in request.query_params else ""
+    values = {"title": words[f"{what}_title"], "text": words[what], "again": again, "venue": venue, "stays": stays}
     # In anybody's frame: whose it would be is not always known, and it can do nothing but tell.
     return pages.page("told.html", status=status, framed_by="*", w=words, lang=chosen, **values)
 

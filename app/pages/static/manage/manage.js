@@ -60,7 +60,7 @@ function render(said, kind) {
         booking.status === "confirmed" ? button(words.add_to_calendar, () => guarded(download)) : null,
         live || unpaid ? button(words.cancel, askToCancel, "danger") : null,
         live ? button(words.move, (event) => guarded(() => openMove(event.target)), "primary") : null,
-        isOver() ? h("a", { className: "button primary", href: `/book/${slot.venue}` }, words.another) : null,
+        isOver() ? h("a", { className: "button primary", href: `/book/${slot.venue}${location.search}` }, words.another) : null,
       ),
       h("div", { id: "move" }),
     ),

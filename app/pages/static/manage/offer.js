@@ -56,7 +56,7 @@ function told(open, slot) {
   return note(words[{ booked: "offer_booked", left: "offer_left" }[entry.status] ?? "offer_lapsed"]);
 }
 
-const onward = () => h("a", { className: "button primary", href: `/book/${entry.venue}` }, words.another);
+const onward = () => h("a", { className: "button primary", href: `/book/${entry.venue}${location.search}` }, words.another);
 
 function take(clicked, venue) {
   clicked.disabled = true;
