@@ -261,11 +261,12 @@ def test_who_still_pays_for_a_tour_has_not_booked_it(salon: Salon, window: Windo
 
 
 def test_a_booking_is_looked_at_and_cancelled(salon: Salon, window: Window) -> None:
-    booked = salon.book(salon.anna, 14, metadata={"note": "first visit"})
+    booked = salon.book(salon.anna, 14, metadata={"note": "first visit", "language": "de"})
     page = open_calendar(window, salon)
     entry(page, "Ada").click()
     for text in ("ada@example.com", "+49 30 123456", "€35.00, to be paid on site", "first visit", booked["id"]):
         expect(sheet(page).get_by_text(text)).to_be_visible()
+    expect(sheet(page).get_by_text("language")).to_have_count(0)  # which our own pages note, and is no note of theirs
     sheet(page).get_by_role("button", name="Cancel booking…").click()
     expect(sheet(page).get_by_text("Nothing was paid online")).to_be_visible()
     sheet(page).get_by_role("button", name="Keep it").click()

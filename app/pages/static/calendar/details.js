@@ -50,7 +50,8 @@ async function showBooking(sheet, entry, page) {
   );
 }
 
-function metadata(given) {
+/** What others have noted. In which language somebody booked is for the e-mails, and said by every page of ours. */
+function metadata({ language, ...given }) {
   const pairs = Object.entries(given).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
   return pairs.length ? facts(pairs) : null;
 }
