@@ -25,6 +25,7 @@ from app.cli.failing import DONE, NOT_FOUND, USAGE, guarded
 from tests import factories
 from tests.calendars import crowded, everyone, named, operator, path_of, read, store_booking
 from tests.service import Service, store_environ
+from tests.terminal import Answer
 
 __all__ = ["crowded", "everyone", "operator"]
 
@@ -122,18 +123,6 @@ BERLIN = ZoneInfo("Europe/Berlin")
 MONDAY = datetime.now(BERLIN).date() + timedelta(days=14 - datetime.now(BERLIN).weekday())
 
 
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.out)["data"]
-        return found
-
-
 @pytest.fixture
 def holdfast(
     with_redis: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
@@ -214,12 +203,12 @@ def test_a_day_for_programs(holdfast: Callable[..., Answer], salon: Salon, every
     booking = factories.booking(everyone, salon.slots[1]["id"])
     hold = factories.hold(everyone, salon.tour["id"], 2)
     answer = holdfast("--venue", salon.slug, "--day", str(MONDAY), "--json")
-    whole = json.loads(answer.out)
+    whole = answer.json
     midnight = datetime(MONDAY.year, MONDAY.month, MONDAY.day, tzinfo=BERLIN).astimezone(UTC)
     assert whole["from"] == midnight.isoformat().replace("+00:00", "Z")
     assert (whole["venue"], whole["timezone"], whole["resource"]) == (salon.slug, "Europe/Berlin", None)
     assert (whole["degraded"], whole["next_cursor"]) == (False, None)
-    short = [(one["kind"], one["resource"]["name"], one["quantity"], one["slot_id"]) for one in answer.data]
+    short = [(one["kind"], one["resource"]["name"], one["quantity"], one["slot_id"]) for one in answer.json["data"]]
     name = salon.anna["name"]
     assert short == [
         ("free", name, None, None),
@@ -228,16 +217,16 @@ def test_a_day_for_programs(holdfast: Callable[..., Answer], salon: Salon, every
         ("hold", "City walk", 2, salon.tour["id"]),
         ("free", "City walk", 8, salon.tour["id"]),
     ]
-    assert [one["id"] for one in answer.data] == [None, booking["id"], None, hold["id"], None]
-    assert answer.data[1]["customer"] == "Ada Lovelace"
-    assert 0 < answer.data[3]["ttl_seconds"] <= hold["ttl_seconds"]
+    assert [one["id"] for one in answer.json["data"]] == [None, booking["id"], None, hold["id"], None]
+    assert answer.json["data"][1]["customer"] == "Ada Lovelace"
+    assert 0 < answer.json["data"][3]["ttl_seconds"] <= hold["ttl_seconds"]
 
 
 def test_one_person_by_name_or_id(holdfast: Callable[..., Answer], salon: Salon) -> None:
     for asked in (salon.anna["name"].upper(), salon.anna["id"]):
         answer = holdfast("--resource", asked, "--day", str(MONDAY), "--json")
-        assert [one["kind"] for one in answer.data] == ["free"]
-        assert json.loads(answer.out)["resource"] == {"id": salon.anna["id"], "name": salon.anna["name"]}
+        assert [one["kind"] for one in answer.json["data"]] == ["free"]
+        assert answer.json["resource"] == {"id": salon.anna["id"], "name": salon.anna["name"]}
     assert holdfast("--resource", "Nobody").code == NOT_FOUND
     assert holdfast("--venue", "nowhere").code == NOT_FOUND
 
@@ -274,7 +263,7 @@ def test_a_salon_with_a_fine_grid_is_told_in_few_lines(
     made = factories.made(operator.post("/v1/slots", json={"slots": wanted}))["data"]
     factories.booking(everyone, made[8]["id"])
     answer = holdfast("--venue", slug, "--day", str(MONDAY), "--json")
-    at = [(one["kind"], datetime.fromisoformat(one["starts_at"]), one["ends_at"]) for one in answer.data]
+    at = [(one["kind"], datetime.fromisoformat(one["starts_at"]), one["ends_at"]) for one in answer.json["data"]]
     assert [(kind, (when - begin) // timedelta(minutes=1)) for kind, when, _ in at] == [
         ("free", 0), ("booking", 120), ("free", 165),
     ]  # fmt: skip
@@ -288,8 +277,8 @@ def test_without_redis_it_says_so(
     answer = holdfast("--venue", salon.slug, "--day", str(MONDAY), "--json")
     assert answer.code == DONE
     assert "Redis cannot be reached" in answer.err
-    assert json.loads(answer.out)["degraded"] is True
-    assert [one["kind"] for one in answer.data] == ["free", "booking", "free", "free"]
+    assert answer.json["degraded"] is True
+    assert [one["kind"] for one in answer.json["data"]] == ["free", "booking", "free", "free"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +346,7 @@ def test_feeds_are_made_rotated_and_closed_in_the_terminal(
     def feeds(*arguments: str) -> dict[str, Any]:
         answer = holdfast(*arguments, "--json", command="feeds")
         assert answer.code == 0, answer.err
-        told: dict[str, Any] = json.loads(answer.out)
+        told: dict[str, Any] = answer.json
         return told
 
     made = feeds("add", salon.slug, "--resource", salon.anna["id"])
