@@ -226,6 +226,35 @@ def test_who_goes_back_while_a_hold_is_asked_for_stays_there(operator: httpx.Cli
     assert operator.get("/v1/holds", params={"venue": salon.slug}).json()["data"] == []
 
 
+def test_who_presses_twice_after_going_back_wants_it_once(operator: httpx.Client, start: Any) -> None:
+    """Also when what was asked for before going back is answered in between."""
+    page = start(make_salon(operator).slug)
+    page.get_by_role("button", name="Anyone").click()
+    detained = detain(page, "**/v1/holds", "POST")
+    page.get_by_role("button", name=re.compile("^10:00")).click()
+    first = first_of(page, detained)
+    page.get_by_role("button", name="Back").click()
+    page.get_by_role("button", name="Anyone").click()
+    another = page.get_by_role("button", name=re.compile("^11:00"))
+    another.click()
+    eventually_detained(page, detained, 2)
+    with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        first.continue_()
+    another.click()
+    page.wait_for_timeout(300)
+    assert len(detained) == 2
+    detained[1].continue_()
+    shows(page, "Your details")
+
+
+def eventually_detained(page: Page, detained: list[Any], count: int) -> None:
+    for _ in range(200):
+        if len(detained) >= count:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{len(detained)} requests came")
+
+
 def test_a_reload_does_not_lose_the_way_to_pay(shop: Shop, windows: Windows) -> None:
     here = salon_that_is_paid(shop.service, payment="required", price=2500)
     slot = here.slots["Ben"][0]

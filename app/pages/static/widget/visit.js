@@ -286,7 +286,9 @@ export class Visit {
     if (this.#taking === view) return;
     this.#taking = view;
     await this.release();
-    await this.#takeAny(slots, view).finally(() => (this.#taking = null));
+    await this.#takeAny(slots, view).finally(() => {
+      if (this.#taking === view) this.#taking = null;
+    });
   }
 
   /** Whoever has gone on from the `view` meanwhile does not want it any more. */
