@@ -237,7 +237,7 @@ def test_who_presses_twice_after_going_back_wants_it_once(operator: httpx.Client
     page.get_by_role("button", name="Anyone").click()
     another = page.get_by_role("button", name=re.compile("^11:00"))
     another.click()
-    eventually_detained(page, detained, 2)
+    eventually(lambda: bool(page.title()) and len(detained) == 2, "the second request")
     with page.expect_response(lambda answer: answer.request.method == "DELETE"):
         first.continue_()
     another.click()
@@ -245,14 +245,6 @@ def test_who_presses_twice_after_going_back_wants_it_once(operator: httpx.Client
     assert len(detained) == 2
     detained[1].continue_()
     shows(page, "Your details")
-
-
-def eventually_detained(page: Page, detained: list[Any], count: int) -> None:
-    for _ in range(200):
-        if len(detained) >= count:
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{len(detained)} requests came")
 
 
 def test_a_reload_does_not_lose_the_way_to_pay(shop: Shop, windows: Windows) -> None:
